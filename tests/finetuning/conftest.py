@@ -10,9 +10,9 @@ import pytest
 
 from robustcli.finetuning.config import FinetuneConfig
 from tests.finetuning.tunings import tiny_tuning, write_pretrained
-from tests.training.conftest import data, photos
+from tests.training.conftest import data, photos, unscored
 
-__all__ = ["data", "make_config", "photos", "weights"]
+__all__ = ["data", "make_config", "photos", "unscored", "weights"]
 
 
 @pytest.fixture(scope="session")

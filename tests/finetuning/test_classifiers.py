@@ -109,6 +109,7 @@ def test_the_record_and_the_report_are_a_classifiers(
     assert "top-1" in finetune_table(read_finetuning(finished_run))
 
 
+@pytest.mark.usefixtures("unscored")
 def test_lora_leaves_a_plain_network(photos: Path, weights: Path, tmp_path: Path) -> None:
     config = tiny_tuning(photos, tmp_path / "run", weights, mode="lora", training={"epochs": 1})
     run = run_finetuning(config)
@@ -120,6 +121,7 @@ def test_lora_leaves_a_plain_network(photos: Path, weights: Path, tmp_path: Path
     assert all("_proj" in name or name.startswith("classifier.head") for name in changed_names)
 
 
+@pytest.mark.usefixtures("unscored")
 def test_statistics_of_frozen_batch_norm_do_not_change(photos: Path, tmp_path: Path) -> None:
     network = initialised(resolve("resnet-pico"), {}, 0)
     path = tmp_path / "resnet.safetensors"

@@ -229,6 +229,7 @@ def test_the_forecast_of_a_sweep_counts_additional_steps(make_config: MakeConfig
     )
 
 
+@pytest.mark.usefixtures("unscored")
 def test_the_forecast_by_names_equals_the_frozen_parameters(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:

@@ -407,6 +407,7 @@ def test_windows_are_squares_that_the_strides_divide(tmp_path: Path) -> None:
     assert plan_finetuning(config, Recorder()).training.recipe.window == 20  # a multiple of 2 and 4
 
 
+@pytest.mark.usefixtures("unscored")
 def test_a_frozen_mode_runs_to_its_end(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,6 +461,7 @@ run_finetuning(short_config(*map(Path, sys.argv[1:])), Stopping(after=19))  # in
 """
 
 
+@pytest.mark.usefixtures("unscored")
 @pytest.mark.parametrize("model", ["umamba-enc", "resenc"])
 def test_results_of_nnunet_are_written_as_nnunet_results(
     data: Path, tmp_path: Path, model: str
@@ -486,6 +488,7 @@ def test_results_of_nnunet_are_written_as_nnunet_results(
     assert content["network_weights"].keys() == source_state["network_weights"].keys()
 
 
+@pytest.mark.usefixtures("unscored")
 def test_without_a_plan_one_is_made_of_the_network(make_config: MakeConfig) -> None:
     run = run_finetuning(make_config(mode="freeze", epochs=1))
     (folder,) = (run / "freeze" / "nnunet").iterdir()
@@ -499,6 +502,7 @@ def test_without_a_plan_one_is_made_of_the_network(make_config: MakeConfig) -> N
     assert json.dumps(dict(loaded.plan.plans))  # as nnU-Net's JSON
 
 
+@pytest.mark.usefixtures("unscored")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -518,6 +522,7 @@ def test_networks_that_no_nnunet_trainer_builds_give_no_results_folder(
     assert "No results folder of nnU-Net is written" in "\n".join(listener.lines)
 
 
+@pytest.mark.usefixtures("unscored")
 def test_features_outside_of_any_plan_give_no_results_folder(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:

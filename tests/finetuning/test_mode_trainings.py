@@ -89,6 +89,7 @@ def test_the_record_says_what_was_done(weights: Path, finished_run: Run) -> None
     assert 0 < record.saving.flops_saved < record.saving.flops
 
 
+@pytest.mark.usefixtures("unscored")
 def test_frozen_tensors_do_not_change_and_leave_the_optimizer(
     make_config: MakeConfig, weights: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_frozen_tensors_do_not_change_and_leave_the_optimizer(
     assert not (run / "gradients.parquet").exists()
 
 
+@pytest.mark.usefixtures("unscored")
 def test_named_parameters_are_frozen_after_the_given_steps(
     make_config: MakeConfig, weights: Path
 ) -> None:
@@ -159,6 +161,7 @@ def test_modes_begin_alike_and_see_the_same_data(finished_run: Run) -> None:
     assert len(recipe_lines) == 1
 
 
+@pytest.mark.usefixtures("unscored")
 def test_a_threshold_that_freezes_nothing_is_full_fine_tuning(make_config: MakeConfig) -> None:
     listener = Recorder()
     rule = FreezeRule(threshold=0.0)
@@ -202,6 +205,7 @@ run_finetuning(tiny_tuning(data, run, weights, rule=HALF_RULE), Stopping(after=1
 """
 
 
+@pytest.mark.usefixtures("unscored")
 @pytest.mark.parametrize("last", [{"epochs": 1}, {"epochs": 9, "patience": 1, "lr": 1e-20}])
 def test_a_kill_after_the_last_epoch_keeps_the_costs(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: dict[str, Any]
@@ -225,6 +229,7 @@ def test_a_kill_after_the_last_epoch_keeps_the_costs(
     assert (out / "full" / "costs.json").is_file()
 
 
+@pytest.mark.usefixtures("unscored")
 def test_an_interruption_while_profiling(make_config: MakeConfig, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"mode": "freeze", "rule": HALF_RULE, "profile_iterations": 5}
     config = make_config(**settings, epochs=2)
@@ -296,6 +301,7 @@ def test_a_profile_of_another_model(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("unscored")
 def test_modes_join_a_run_that_is_there(make_config: MakeConfig, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run_finetuning(make_config(out, mode="full", epochs=1))
@@ -308,6 +314,7 @@ def test_modes_join_a_run_that_is_there(make_config: MakeConfig, tmp_path: Path)
     assert record.saving is not None
 
 
+@pytest.mark.usefixtures("unscored")
 def test_a_training_that_ends_before_its_profile_says_so(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -322,6 +329,7 @@ def test_a_training_that_ends_before_its_profile_says_so(
     assert "`--patience`" in caught.value.why
 
 
+@pytest.mark.usefixtures("unscored")
 def test_a_threshold_that_freezes_everything_names_the_highest_useful_one(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -400,6 +408,7 @@ def test_lora_trains_adapters_and_leaves_a_plain_network(
     assert any("is already finished" in line for line in second_listener.lines)
 
 
+@pytest.mark.usefixtures("unscored")
 def test_a_network_without_state_space_blocks(make_config: MakeConfig, tmp_path: Path) -> None:
     listener = Recorder()
     settings: dict[str, Any] = {"model": "unet", "model_args": {"features": [4, 8]}, "epochs": 1}

@@ -180,6 +180,7 @@ def test_the_averaged_weights_are_written(finished_run: Run) -> None:
     assert record.faults == []
 
 
+@pytest.mark.usefixtures("unscored")
 def test_a_killed_fair_training_ends_with_the_same_average(
     finished_run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +244,7 @@ def test_the_papers_head_is_cut_to_the_classes(paper: Run, photos: Path) -> None
         assert "head.bias" in file.keys()  # noqa: SIM118  not a dictionary
 
 
+@pytest.mark.usefixtures("unscored")
 def test_each_seed_of_the_paper_is_the_training_of_that_seed(
     paper: Run, photos: Path, tmp_path: Path
 ) -> None:
@@ -290,6 +292,7 @@ def test_a_report_says_how_fast_it_was(speedrun_run: Run, blank_figures: None) -
     assert "images per second" in words_of(speedrun_run[0] / "report.md")
 
 
+@pytest.mark.usefixtures("unscored")
 def test_a_killed_speedrun_ends_with_the_same_weights_and_all_seconds(
     speedrun_run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,6 +148,7 @@ def test_other_photos_with_the_same_names_are_all_evaluated(
     assert _evaluated(finished_run[0], other_photos, tmp_path / "other")[0]["n"].tolist() == [15]
 
 
+@pytest.mark.usefixtures("unscored")
 def test_a_training_learns_three_colours(photos: Path, tmp_path: Path) -> None:
     run = run_training(tiny_classifier(photos, tmp_path / "run", epochs=8))
     assert pd.read_csv(run / "metrics.csv")["val_top1"].iloc[-1] == 1.0

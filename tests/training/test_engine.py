@@ -187,6 +187,7 @@ def test_a_training_whose_test_is_partial_is_not_complete(
     assert read_record(tmp_path / "run" / "test").status == "complete"
 
 
+@pytest.mark.usefixtures("unscored")
 def test_fresh_discards(finished_run: Run, data: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished_run[0], tmp_path / "run"))
     (run / "mine.txt").write_text("not the run's")
@@ -224,6 +225,7 @@ run_training(tiny_unet(*map(Path, sys.argv[1:])), Stopping(after=19))  # in epoc
 """
 
 
+@pytest.mark.usefixtures("unscored")
 def test_dropout_is_the_same_after_an_interruption(data: Path, tmp_path: Path) -> None:
     """VM-UNet drops paths at random; the process continues with another random state."""
     overrides: dict[str, Any] = {
@@ -243,6 +245,7 @@ def test_dropout_is_the_same_after_an_interruption(data: Path, tmp_path: Path) -
     assert same_state(weights_of(first_run), weights_of(second_run))
 
 
+@pytest.mark.usefixtures("unscored")
 @pytest.mark.parametrize("make_config", [tiny_classifier, tiny_umamba])
 def test_loader_processes_resume_with_the_images_of_the_next_epoch(
     data: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -317,6 +320,7 @@ def test_a_nan_loss_stops_and_names_the_images(
     assert all(torch.isfinite(t).all() for t in last["state_dict"].values())
 
 
+@pytest.mark.usefixtures("unscored")
 def test_half_precision_accumulation_and_clipping(data: Path, tmp_path: Path) -> None:
     """Of a network with a state-space scan."""
     overrides: dict[str, Any] = {"precision": "bf16", "accumulate": 2, "clip": 0.1, "epochs": 2}
@@ -329,6 +333,7 @@ def test_half_precision_accumulation_and_clipping(data: Path, tmp_path: Path) ->
     assert torch.bfloat16 not in {tensor.dtype for tensor in weights_of(run).values()}
 
 
+@pytest.mark.usefixtures("unscored")
 def test_a_last_step_of_fewer_batches_has_the_mean_gradient_of_its_images(
     data: Path, tmp_path: Path
 ) -> None:
@@ -345,6 +350,7 @@ def test_a_last_step_of_fewer_batches_has_the_mean_gradient_of_its_images(
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
+@pytest.mark.usefixtures("unscored")
 def test_patience_ends_a_training_that_does_not_get_better(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     overrides: dict[str, Any] = {"patience": 1, "lr": 1e-12, "epochs": 9, "aug": "none"}
@@ -519,6 +525,7 @@ def test_where_loader_processes_would_copy_the_images_there_are_none(
     assert default_workers(torch.device("cuda")) == 0
 
 
+@pytest.mark.usefixtures("unscored")
 def test_after_an_unreadable_image_is_removed_the_same_folder_can_be_used(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 14)
     for number in range(3):  # one is in the training split

@@ -104,6 +104,7 @@ def test_the_held_out_images_are_measured_and_reported(
     assert "normalised as in nnU-Net (zscore), 4 flips averaged" in test_report
 
 
+@pytest.mark.usefixtures("unscored")
 def test_an_interrupted_training_ends_with_the_same_weights(
     finished_run: Run, data: Path, tmp_path: Path
 ) -> None:

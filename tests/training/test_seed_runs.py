@@ -89,6 +89,7 @@ def test_the_record_names_the_seeds(pair: Path, opened_configs: list[TrainConfig
     assert len(opened_configs) == 1
 
 
+@pytest.mark.usefixtures("unscored")
 def test_more_seeds_go_on_in_the_same_folder_and_fewer_take_none_back(
     copy: Path, data: Path
 ) -> None:
@@ -168,6 +169,7 @@ class InSecondSeed(Interrupting):
         Recorder.advance(self, count)
 
 
+@pytest.mark.usefixtures("unscored")
 def test_a_seed_that_sigterm_ended_goes_on_to_the_same_weights(
     pair: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -198,6 +200,7 @@ def failing_training(seed: int, error: Exception) -> Callable[..., Path]:
     return run
 
 
+@pytest.mark.usefixtures("unscored")
 def test_a_seed_that_fails_is_told_at_once_and_keeps_no_other_from_being_trained(
     copy: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +235,7 @@ def test_two_processes_do_not_share_the_folder(copy: Path, data: Path) -> None:
         train_seeds(seed_config(data, copy))
 
 
+@pytest.mark.usefixtures("unscored")
 def test_fresh_discards_what_the_seeds_left_and_nothing_else(copy: Path, data: Path) -> None:
     shutil.copytree(copy / "seed-1", copy / "seed-2")
     SEEDS.update(copy, count=3)

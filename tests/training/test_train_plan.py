@@ -57,6 +57,7 @@ from tests.training.runs import (
 )
 
 
+@pytest.mark.usefixtures("unscored")
 def test_the_forecast_matches_the_training(data: Path, tmp_path: Path) -> None:
     config = tiny_unet(
         data, tmp_path / "run", epochs=1, accumulate=2, model_args={"features": [16, 32, 64]}
@@ -417,12 +418,14 @@ def test_pretrained_weights_go_into_a_control_but_for_the_scan(caplog):
 # Other trainings.
 
 
+@pytest.mark.usefixtures("unscored")
 def test_a_classifier_without_its_scan_trains(photos, tmp_path):
     run = run_training(tiny_classifier(photos, tmp_path / "run", epochs=1, ablate="scan"))
     assert not any("A_logs" in name for name in load_file(run / "weights.safetensors"))
     assert read_train_record(run).network == "vmamba-pico without scan"
 
 
+@pytest.mark.usefixtures("unscored")
 @pytest.mark.parametrize(
     ("model", "arguments"),
     [("umamba-nomamba", TINY_UMAMBA), ("resenc", {**TINY_UMAMBA, "n_blocks": [1, 2]})],

@@ -333,6 +333,7 @@ def test_a_single_image_that_does_not_fit_is_told_apart(
     assert "--batch-size" not in caught.value.todo
 
 
+@pytest.mark.usefixtures("unscored")
 def test_after_out_of_memory_the_same_command_goes_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
