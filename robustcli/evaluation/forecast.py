@@ -265,25 +265,22 @@ def download_bytes(request: ModelRequest, parameters: int | None) -> int:
 def _seconds_per_image(evaluation: Evaluation, models: Mapping[str, Model]) -> float:
     """Estimated seconds per image for all cells and `models`, from a trial."""
     task, dataset = evaluation.task, evaluation.data.record
-    trial = _trial(evaluation, models)
+    preparing, batch = _trial(evaluation, models)
     predicting = len(evaluation.cells) * sum(
-        _prediction_seconds(task.predictor(m, dataset), trial) for m in models.values()
+        _prediction_seconds(task.predictor(m, dataset), batch) for m in models.values()
     )
-    on_cpu = evaluation.device.type == "cpu"
-    sequential = trial.seconds + predicting if on_cpu else max(trial.seconds, predicting)
-    return sequential if usable_cores() == 1 else max(sequential / 2, trial.seconds, predicting)
+    sequential = max(preparing, predicting)
+    if evaluation.device.type == "cpu":
+        sequential = preparing + predicting
+    return sequential if usable_cores() == 1 else max(sequential / 2, preparing, predicting)
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """Seconds per image for decoding and the inputs of all cells, and one of the batches."""
+def _trial(evaluation: Evaluation, models: Mapping[str, Model]) -> tuple[float, Batch[Any] | None]:
+    """Times the inputs of a few images, evenly spaced over the data, for every transform.
 
-    seconds: float
-    batch: Batch[Any] | None
-
-
-def _trial(evaluation: Evaluation, models: Mapping[str, Model]) -> _Trial:
-    """Times the inputs of a few images, evenly spaced over the data, for every transform."""
+    Returns:
+        Seconds per image for decoding and the inputs of all cells, and one of the batches.
+    """
     items, cells = evaluation.data.items, evaluation.cells
     images = items[:: max(1, len(items) // _TRIAL_IMAGES)][:_TRIAL_IMAGES]
     no_rows = Store(evaluation.run / _NO_RUN)
@@ -299,14 +296,14 @@ def _trial(evaluation: Evaluation, models: Mapping[str, Model]) -> _Trial:
                 continue
             first_batch = first_batch or (batch if batch.image_ids else None)
         seconds = time.perf_counter() - started
-    return _Trial(seconds / len(images), first_batch)
+    return seconds / len(images), first_batch
 
 
-def _prediction_seconds(model: Predictor, trial: _Trial) -> float:
+def _prediction_seconds(model: Predictor, batch: Batch[Any] | None) -> float:
     """Seconds per image for a prediction; the second of two calls is timed."""
-    if trial.batch is None:
+    if batch is None:
         return 0.0
-    model.rows(trial.batch)
+    model.rows(batch)
     started = time.perf_counter()
-    model.rows(trial.batch)
-    return (time.perf_counter() - started) / len(trial.batch.image_ids)
+    model.rows(batch)
+    return (time.perf_counter() - started) / len(batch.image_ids)

@@ -144,8 +144,8 @@ def write_samples(
     photos = read_sample_photos(run)
     if not photos:
         # Photos are decoded again when they are drawn: all of them would fill the memory.
-        firsts = _first_of_parts(len(items))
-        chosen = dict.fromkeys(filter(None, (_chosen_id(choose(items[n:])) for n in firsts)))
+        pictures = (choose(items[first:]) for first in _first_of_parts(len(items)))
+        chosen = dict.fromkeys(picture.image_id for picture in pictures if picture is not None)
         position = {item.image_id: number for number, item in enumerate(items)}
         photos = [
             SamplePhoto(number=number, image_id=name, position=position[name])
@@ -163,10 +163,6 @@ def write_samples(
         write_bytes(photo.folder(run) / "clean.png", picture.png())
         for cell in missing:
             write_bytes(photo.picture(run, _cell(cell)), picture.under(cell, seed).png())
-
-
-def _chosen_id(picture: SamplePicture | None) -> str | None:
-    return None if picture is None else picture.image_id
 
 
 def _first_of_parts(images: int) -> list[int]:

@@ -183,13 +183,6 @@ class _Gate(Function):
         return torch.where(mask, gradients[0], 0.0), None
 
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "Adam": torch.optim.Adam,
-    "AdamW": torch.optim.AdamW,
-    "SGD": torch.optim.SGD,
-}
-
-
 class LitModule(pl.LightningModule):
     """Base class of a network in training.
 
@@ -299,10 +292,12 @@ class LitModule(pl.LightningModule):
     def make_optimizer(self) -> Optimizer:
         """The recipe's optimizer over the trainable parameters."""
         recipe, settings = self.recipe, {}
-        if recipe.photos is not None and recipe.photos.momentum:
-            settings = {"momentum": recipe.photos.momentum, "nesterov": True}
+        special = recipe.patches or recipe.photos
+        if special is not None and special.momentum:
+            settings = {"momentum": special.momentum, "nesterov": True}
         groups = parameter_groups(self.network, recipe.weight_decay, self.decays)
-        return OPTIMIZERS[recipe.optimizer](groups, lr=recipe.lr, **settings)
+        make: Callable[..., Optimizer] = getattr(torch.optim, recipe.optimizer)
+        return make(groups, lr=recipe.lr, **settings)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the recipe's learning-rate schedule per step."""

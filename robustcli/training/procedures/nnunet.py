@@ -21,7 +21,7 @@ from robustcli.data import dataset
 from robustcli.data.decode import UnreadableImage, image_size
 from robustcli.data.mask_values import IGNORED, is_foreground
 from robustcli.models import resenc, umamba
-from robustcli.models.architectures import changed, everything_decays, parameter_groups
+from robustcli.models.architectures import changed, everything_decays
 from robustcli.models.blocks import Pair, StagedConfig, SupervisedSegmenter
 from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.patches import Patches, Phase, Sampling
@@ -91,12 +91,6 @@ class NnUNetModule(SegmenterModule):
             probabilities=self.probabilities, batch_dice=self.patches.batch_dice,
             ignore_label=IGNORED if self.ignores else None,
         )  # fmt: skip
-
-    def make_optimizer(self) -> Optimizer:
-        """SGD with Nesterov momentum and weight decay on all trainable parameters."""
-        recipe = self.recipe
-        groups = parameter_groups(self.network, recipe.weight_decay, self.decays)
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=self.patches.momentum, nesterov=True)
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer; `on_train_epoch_start` sets its learning rate, as upstream does."""
