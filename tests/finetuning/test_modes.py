@@ -123,15 +123,15 @@ def test_projections_are_found_by_the_type_of_their_module() -> None:
     }  # fmt: skip
 
 
-def test_unknown_layers_are_an_error_that_lists_the_existing_ones() -> None:
-    with pytest.raises(UsageError, match="no linear layer `q_proj`") as caught:
-        adapt(network(), HEADS, ("in_proj", "q_proj"), name="umamba", seed=0)
-    assert "`x_proj`" in caught.value.why
-
-
-def test_no_layer_for_adapters_is_an_error_that_lists_the_existing_ones() -> None:
-    with pytest.raises(UsageError, match="`--lora-layers` names no layer") as caught:
-        adapt(network(), HEADS, (), name="umamba", seed=0)
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [(("in_proj", "q_proj"), "no linear layer `q_proj`"), ((), "`--lora-layers` names no layer")],
+)
+def test_layers_that_do_not_exist_are_an_error_that_lists_the_existing_ones(
+    layers: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        adapt(network(), HEADS, layers, name="umamba", seed=0)
     assert "`x_proj`" in caught.value.why
 
 

@@ -41,28 +41,21 @@ from tests.finetuning.tunings import MakeConfig, network
 from tests.training.runs import Recorder
 
 
-@pytest.mark.parametrize("value", [-1e-6, math.inf, math.nan])
-def test_threshold_must_be_a_size(value: float) -> None:
-    with pytest.raises(UsageError, match="not a valid gradient threshold"):
-        FreezeRule(threshold=value)
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0, 30.0])
-def test_quantile_must_be_a_share(value: float) -> None:
-    with pytest.raises(UsageError, match="not a fraction"):
-        FreezeRule(quantile=value)
-
-
-@pytest.mark.parametrize("limits", [{}, {"threshold": 1e-6, "quantile": 0.3}])
-def test_one_rule_at_a_time(limits: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="exclude each other"):
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        *(
+            ({"threshold": v}, "not a valid gradient threshold")
+            for v in (-1e-6, math.inf, math.nan)
+        ),
+        *(({"quantile": v}, "not a fraction") for v in (0.0, 1.0, 30.0)),
+        *(({"change": v}, "not a fraction of the early change") for v in (0.0, 1.0, -0.5)),
+        *((limits, "exclude each other") for limits in ({}, {"threshold": 1e-6, "quantile": 0.3})),
+    ],
+)
+def test_a_rule_has_one_value_in_its_range(limits: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         FreezeRule(**limits)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0, -0.5])
-def test_the_share_of_the_early_change_must_be_one(value: float) -> None:
-    with pytest.raises(UsageError, match="not a fraction of the early change"):
-        make_rule(change=value)
 
 
 def test_a_rule_by_change_compares_nothing_else() -> None:
@@ -182,6 +175,7 @@ def test_a_glob_selects_the_tensors_of_the_modules_that_it_matches() -> None:
         ("encoder.*,mamba_layer", "`--freeze encoder.*,mamba_layer`: `mamba_layer` matches no par"),
         ("encoder.*, seg_layers", "`seg_layers` matches only layers that are new in this task."),
         ("seg_layers.0", "`--freeze seg_layers.0` matches only layers that are new in this task."),
+        ("decoder", "`--freeze decoder` matches no parameter"),
     ],
 )
 def test_each_pattern_of_a_list_must_freeze_a_tensor(pattern: str, message: str) -> None:
@@ -217,11 +211,6 @@ def test_nothing_left_to_train_names_the_highest_useful_threshold() -> None:
     with pytest.raises(UsageError, match=r"highest useful threshold is 0\.01"):
         freeze_decisions(NETWORK, FreezeRule(threshold=1.0, scope="all"))
     assert len(frozen(FreezeRule(threshold=0.01, scope="all"))) == len(NETWORK) - 1
-
-
-def test_pattern_without_a_match() -> None:
-    with pytest.raises(UsageError, match="`--freeze decoder` matches no parameter"):
-        freeze_decisions(NETWORK, FreezeRule(pattern="decoder"))
 
 
 def test_heads_alone_are_not_enough_for_a_threshold_and_are_for_a_pattern() -> None:
