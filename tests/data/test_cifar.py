@@ -151,6 +151,7 @@ def test_a_hostile_pickle_is_refused_and_never_run(tmp_path, name, protocol):
         b"\x80\x02\x82\x01.",
         b"\x80\x02Pname\n.",
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)\x81.",
+        b"\x80\x02Nr\xff\xff\xff\x7f.",
     ],
 )
 def test_other_instructions_of_pickles_are_refused(content):
@@ -177,7 +178,20 @@ def test_an_array_saved_anew_by_python_3_is_found_where_it_lies(protocol):
     array = read_pickle(content, "file")["data"]
     assert isinstance(array, PickledArray)
     assert array.shape == (30, IMAGE_BYTES)
-    assert content[array.start : array.start + TEST.size] == planar(TEST).tobytes()
+    assert array.values == planar(TEST).tobytes()
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_files_saved_anew_by_python_3_are_the_same_data_set(tmp_path, protocol):
+    folder = write_cifar10(tmp_path, TEST, LABELS)
+    digest = opened(folder).digest
+    for name in ("test_batch", "batches.meta"):
+        with warnings.catch_warnings(action="ignore"):  # numpy.core has moved
+            loaded = pickle.loads((folder / name).read_bytes(), encoding="bytes")
+        (folder / name).write_bytes(pickle.dumps(loaded, protocol))
+    dataset = opened(folder)
+    assert dataset.digest == digest
+    np.testing.assert_array_equal(decode(dataset.samples[0].image), TEST[0])
 
 
 def test_every_cut_of_a_pickle_is_an_error_in_words():
