@@ -25,7 +25,7 @@ from robustcli.transforms.registry import (
     transforms,
 )
 
-EVERYTHING = resolve_transforms(["all"], [0, 1, 2, 3, 4, 5])
+EVERYTHING = resolve_transforms(["all"], [0, 1, 5])
 
 DIGESTS = """
 import hashlib, json, sys
@@ -33,7 +33,7 @@ import numpy as np
 from robustcli.transforms.registry import image_seed, resolve_transforms
 np.random.seed(int(sys.argv[1]))
 image = np.frombuffer(bytes.fromhex(sys.stdin.read()), np.uint8).reshape(48, 64, 3)
-cells = resolve_transforms(["all"], [0, 1, 2, 3, 4, 5])
+cells = resolve_transforms(["all"], [0, 1, 5])
 np.random.default_rng(int(sys.argv[1])).shuffle(cells)
 print(json.dumps({
     f"{c.transform.name} {c.severity}": hashlib.sha256(c.transform.apply(
@@ -65,7 +65,7 @@ def test_pixels_do_not_depend_on_order_or_process(picture: NDArray[np.uint8]) ->
         for cell in EVERYTHING
     }
     assert _digests_elsewhere(picture, 1) == here
-    assert len(here) == 1 + 21 + 16 * 5 + 19 * 5
+    assert len(here) == 1 + 21 + 16 * 2 + 19 * 2
 
 
 def test_pixels_do_not_depend_on_threads_or_neighbours(picture: NDArray[np.uint8]) -> None:

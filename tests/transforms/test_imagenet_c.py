@@ -1,4 +1,4 @@
-""""""
+"""The corruptions of ImageNet-C against the package that defines them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ EACH = pytest.mark.parametrize(
 
 
 @EACH
-def test_pixels_are_those_of_imgcorruptlike(
-    corruption: Corruption, picture: NDArray[np.uint8]
-) -> None:
+def test_pixels_are_those_of_imgcorruptlike(corruption: Corruption) -> None:
+    """Also where an image is smaller than a blur is long, and for arrays that cannot be written."""
     function = getattr(imgcorruptlike, f"apply_{corruption.corruption}")
+    image = np.random.default_rng(3).integers(0, 256, (41, 36, 3), dtype=np.uint8)
+    writeable = image.copy()
+    image.flags.writeable = False
     for severity in corruption.severities:
         assert corruption.parameters(severity) == {"severity": severity}
-        changed = corruption.apply(picture, seed=2**40 + 9, severity=severity)
-        np.testing.assert_array_equal(changed, function(picture, severity=severity, seed=9))
+        for seed in (9, 2**32 - 1):
+            expected = function(writeable, severity=severity, seed=seed)
+            changed = corruption.apply(image, seed=2**40 + seed, severity=severity)
+            np.testing.assert_array_equal(changed, expected)
 
 
 @EACH
