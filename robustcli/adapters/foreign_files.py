@@ -142,6 +142,7 @@ def users_network(request: ModelRequest) -> ForeignNetwork:
         choice = choose(read_weights(request.weights), shapes_of(network.state_dict()))
         load_strictly(network, choice.state, model=request.name, origin=origin, advice=None)
         choice.announce(origin)
+    code = None if request.module is not None else code_file(request.name)
     config = getattr(network, "pretrained_cfg", None)
     preprocessing = _timm_preprocessing(network) if config else None
     return ForeignNetwork(
@@ -153,7 +154,7 @@ def users_network(request: ModelRequest) -> ForeignNetwork:
         preprocessing=preprocessing,
         preprocessing_source="its timm configuration",
         arguments=arguments,
-        code_sha256=None if request.module is not None else _sha256(code_file(request.name)),
+        code_sha256=None if code is None else file_sha256(code),
     )
 
 
@@ -175,10 +176,6 @@ def code_file(name: str) -> Path | None:
             break
     complete = spec is not None and spec.name == module_name and spec.has_location
     return Path(spec.origin) if complete and spec is not None and spec.origin else None
-
-
-def _sha256(path: Path | None) -> str | None:
-    return None if path is None else file_sha256(path)
 
 
 @contextmanager

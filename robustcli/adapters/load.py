@@ -36,7 +36,6 @@ from robustcli.adapters.training_run import (
     ClassifierHeader,
     Header,
     WeightsHeader,
-    entry_of_run,
     header_beside,
     header_of,
     is_run,
@@ -103,20 +102,7 @@ def load(
     base = _preprocessing(entry, network, header, arguments)
     preprocessing, notes = base.changed(request.preprocessing, channels)
     notes = (GREY_NOTE.format(entry.name), *notes) if channels == 1 else notes
-    no_weights = f"none: initialised with seed {seed}" if is_trainable(entry) else "none needed"
-    facts = ModelFacts(
-        name=entry.name,
-        family=entry.family,
-        builder=f"{entry.builder}:{entry.variant}",
-        arguments=arguments,
-        parameters=sum(p.numel() for p in network.parameters()),
-        weights=weights.origin if weights is not None else no_weights,
-        weights_sha256=state_digest(network.state_dict()),
-        pretraining=_pretraining(entry, request, weights),
-        untrained=weights is None and is_trainable(entry),
-        label_space=entry.label_space,
-        scans=has_scan(network),
-    )
+    facts = _facts(entry, request, weights, network, arguments, seed)
     if isinstance(preprocessing, MaskPreprocessing):
         assert header is None or isinstance(header, WeightsHeader), "checked by its model's name"
         if header is None and request.weights is not None and weights is not None:
@@ -132,6 +118,26 @@ def load(
     if classes is not None:
         notes = (*notes, _spare_outputs(entry, facts, network, classes))
     return Classifier(network, preprocessing, facts, notes, classes=classes)
+
+
+def _facts(
+    entry: ModelEntry, request: ModelRequest, weights: _Weights | None, network: nn.Module,
+    arguments: dict[str, Any], seed: int,
+) -> ModelFacts:  # fmt: skip
+    no_weights = f"none: initialised with seed {seed}" if is_trainable(entry) else "none needed"
+    return ModelFacts(
+        name=entry.name,
+        family=entry.family,
+        builder=f"{entry.builder}:{entry.variant}",
+        arguments=arguments,
+        parameters=sum(p.numel() for p in network.parameters()),
+        weights=weights.origin if weights is not None else no_weights,
+        weights_sha256=state_digest(network.state_dict()),
+        pretraining=_pretraining(entry, request, weights),
+        untrained=weights is None and is_trainable(entry),
+        label_space=entry.label_space,
+        scans=has_scan(network),
+    )
 
 
 def entry_of(request: ModelRequest, *, offline: bool = False) -> ModelEntry:
@@ -170,7 +176,8 @@ def resolve(name: str) -> ModelEntry:
     if name.startswith(smp_library.SMP_PREFIX):
         return smp_library.smp_entry(name)
     if names_run(name):
-        return entry_of_run(Path(name), resolve(header_of(Path(name)).model))
+        network = resolve(header_of(Path(name)).model)
+        return replace(network, name=Path(name).resolve().name)
     if foreign_kind(ModelRequest(name)) is not None:
         raise UsageError(
             f"`{name}` can be evaluated, but not trained or fine-tuned here.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -298,8 +298,3 @@ def header_of(run: Path) -> Header:
             f"Pass the network as well: `--model NAME --weights {file}`.",
         )
     return header
-
-
-def entry_of_run(run: Path, network: ModelEntry) -> ModelEntry:
-    """The entry of a trained `network`; its name is that of the folder `run`."""
-    return replace(network, name=run.resolve().name)

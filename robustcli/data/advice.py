@@ -47,6 +47,16 @@ def missing_data_error(data: str, *, masks: bool) -> UsageError:
     )
 
 
+def not_cached(name: str, reason: str) -> UsageError:
+    """The error for data that are not cached while the network must not be used."""
+    return UsageError(
+        f"`{name}` is not completely on this machine, and the network must not be used "
+        "(`--offline`, `--dry-run`).",
+        f"{reason[0].upper()}{reason[1:]}.",
+        "Run the command once with network access: the downloaded data is kept.",
+    )
+
+
 def unreadable_kind(data: str) -> UsageError:
     """The error for a file `data` of an unsupported type."""
     return UsageError(

@@ -162,29 +162,7 @@ def read_hub(
     source = HubCommit(name.repo, _commit(name, say, offline), offline)
     published = _published(name, source)
     columns = _chosen(name, published, truth)
-    splits = _splits(name, published, all_splits)
-    taken: dict[str, list[Labelled[Any]]] = {}
-    for split in splits:
-        rows = _rows(name, source, published, split, columns)
-        if not rows.ids:
-            say(f"`{name.place}`: the split `{split}` has no rows and is skipped.")
-            continue
-        if rows.unlabelled:
-            if len(splits) == 1 or rows.unlabelled < len(rows.ids):
-                raise _no_labels(name, split, rows.unlabelled, columns)
-            say(f"`{name.place}`: the split `{split}` has no labels and is skipped.")
-            continue
-        taken[split] = list(_labelled(source, published, split, columns, rows, space))
-        if not all_splits:
-            break
-    if not taken:
-        if not rows.ids:
-            raise UsageError(
-                f"The split `{splits[-1]}` of `{name.place}` has no rows.",
-                "Its Parquet files are empty.",
-                f"Use another split: `--data {name.place}@REVISION:SPLIT`.",
-            )
-        raise _no_labels(name, splits[0], rows.unlabelled, columns)
+    taken = _taken_splits(name, source, published, columns, say, all_splits, space)
     only_split = next(iter(taken)) if len(taken) == 1 else None
     if len(published.files) > 1 and name.split is None:
         listed = ", ".join(f"`{split}`" for split in published.files)
@@ -208,6 +186,41 @@ def read_hub(
         tuple(labelled), name=short if only_split is None else f"{short}:{only_split}",
         location=name.spelled(source.commit, only_split),
     )  # fmt: skip
+
+
+def _taken_splits(
+    name: HubName, source: HubCommit, published: Published, columns: _Columns, say: Say,
+    all_splits: bool, space: LabelSpace | None,
+) -> dict[str, list[Labelled[Any]]]:  # fmt: skip
+    """The images of each split that is used: all of the requested ones, or the first with labels.
+
+    Raises:
+        UsageError: No split has labels, or the requested one has not.
+    """
+    splits = _splits(name, published, all_splits)
+    taken: dict[str, list[Labelled[Any]]] = {}
+    for split in splits:
+        rows = _rows(name, source, published, split, columns)
+        if not rows.ids:
+            say(f"`{name.place}`: the split `{split}` has no rows and is skipped.")
+            continue
+        if rows.unlabelled:
+            if len(splits) == 1 or rows.unlabelled < len(rows.ids):
+                raise _no_labels(name, split, rows.unlabelled, columns)
+            say(f"`{name.place}`: the split `{split}` has no labels and is skipped.")
+            continue
+        taken[split] = list(_labelled(source, published, split, columns, rows, space))
+        if not all_splits:
+            break
+    if not taken:
+        if not rows.ids:
+            raise UsageError(
+                f"The split `{splits[-1]}` of `{name.place}` has no rows.",
+                "Its Parquet files are empty.",
+                f"Use another split: `--data {name.place}@REVISION:SPLIT`.",
+            )
+        raise _no_labels(name, splits[0], rows.unlabelled, columns)
+    return taken
 
 
 # Resolution of the commit.

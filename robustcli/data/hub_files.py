@@ -19,6 +19,7 @@ from typing import Any
 
 from robustcli.core.errors import RobustError, RunError, UsageError, first_line
 from robustcli.core.io import LONGEST_NAME, refused, replacing, shortened
+from robustcli.data.advice import not_cached
 from robustcli.data.dataset import FileRef
 from robustcli.data.download import TransferPace
 from robustcli.data.named_datasets import data_home, lock_on_this_machine
@@ -324,10 +325,5 @@ def broken_transfer(repo: str, what: str, error: Exception) -> RunError:
 
 
 def not_here(repo: str, reason: str) -> UsageError:
-    """The error for data that are not cached while the network must not be used."""
-    return UsageError(
-        f"`{HUB_PREFIX}{repo}` is not completely on this machine, and the network must not be "
-        "used (`--offline`, `--dry-run`).",
-        f"{reason[0].upper()}{reason[1:]} (searched in `{repo_home(repo)}`).",
-        "Run the command once with network access: the downloaded data is kept.",
-    )
+    """The error for a data set of the hub that is not cached, see `not_cached`."""
+    return not_cached(f"{HUB_PREFIX}{repo}", f"{reason} (searched in `{repo_home(repo)}`)")

@@ -25,6 +25,7 @@ from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import parse_json, refused, write_text
 from robustcli.core.names import file_name
 from robustcli.core.objects import ObjectStore, StoredObject, at_once, kind_of_store, names_url
+from robustcli.data.advice import not_cached
 from robustcli.data.archives import TAR_SUFFIXES, ZIP_SUFFIX, Member, archive_stem, listed_tree
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.listing import IMAGE_SUFFIXES, FileListing, normalised_path
@@ -94,7 +95,7 @@ class ObjectImages:
         if cached is not None:
             return cached
         if self.offline:
-            raise not_fetched(self.store.url, f"`{self.names[row]}` was never read")
+            raise not_cached(self.store.url, f"`{self.names[row]}` was never read")
         content = self.store.read(self.names[row])
         if len(content) != self.objects[row].size:
             raise OSError(
@@ -218,7 +219,7 @@ class ObjectFolder:
             if is_whole and marker.read_text(encoding="utf-8") == version:
                 return
         if self.offline:
-            raise not_fetched(self.store.url, f"`{self.store.address(name)}` was never downloaded")
+            raise not_cached(self.store.url, f"`{self.store.address(name)}` was never downloaded")
         try:
             self.store.fetch(name, target, stored)
         except FileNotFoundError as error:
@@ -334,7 +335,7 @@ def _listed(store: ObjectStore, listing_file: Path, *, offline: bool) -> dict[st
                 raise ValueError("it has another version")
             return {name: StoredObject(*facts) for name, *facts in listing["objects"]}
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise not_fetched(store.url, "it was never listed") from error
+            raise not_cached(store.url, "it was never listed") from error
     objects = store.listed()
     if not objects:
         raise UsageError(
@@ -364,13 +365,3 @@ def _limit() -> int:
             "Expected a number of gigabytes, 0 or more.",
             f"Set it to a number such as {_DEFAULT_LIMIT_GB:.0f}, or unset it.",
         ) from error
-
-
-def not_fetched(url: str, reason: str) -> UsageError:
-    """The error for data that are not cached while the network must not be used."""
-    return UsageError(
-        f"`{url}` is not completely on this machine, and the network must not be used "
-        "(`--offline`, `--dry-run`).",
-        f"{reason[0].upper()}{reason[1:]}.",
-        "Run the command once with network access: the downloaded data is kept.",
-    )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+_NUMBERS = itertools.count()
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty `ROBUST_HOME`; the hub's cache is `hub` in it."""
-    folder = tmp_path_factory.mktemp("home")
+    # `mktemp` would list all folders of earlier tests.
+    folder = tmp_path_factory.getbasetemp() / f"home-of-weights{next(_NUMBERS)}"
+    folder.mkdir()
     for variable in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "ROBUST_SCAN_BACKEND"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("ROBUST_HOME", str(folder))

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from robustcli.adapters import training_run
 from robustcli.adapters.catalogue import CATALOGUE
+from robustcli.adapters.load import resolve
 from robustcli.adapters.training_run import (
     WeightsHeader,
-    entry_of_run,
     header_of,
     is_run,
     read_header,
@@ -99,8 +99,8 @@ def test_the_entry_has_the_runs_name_and_the_networks_facts(
 ) -> None:
     assert header_of(run) == header("unet")
     monkeypatch.chdir(run)
-    for path in (run, Path()):
-        entry = entry_of_run(path, CATALOGUE["unet"])
+    for path in (str(run), "."):
+        entry = resolve(path)
         assert (entry.name, entry.network) == ("train-unet-1a2b", "unet")
         assert (entry.published, entry.task) == (0.8929, "seg")
 

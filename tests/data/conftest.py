@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +19,14 @@ from tests.data.hub_server import local_server
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 MakePhotos = Callable[..., Path]
+_NUMBERS = itertools.count()
 
 
 @pytest.fixture(autouse=True)
 def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("ROBUST_HOME", str(tmp_path_factory.mktemp("home")))
+    # `mktemp` would list all folders of earlier tests.
+    home = tmp_path_factory.getbasetemp() / f"data-home{next(_NUMBERS)}"
+    monkeypatch.setenv("ROBUST_HOME", str(home))
     monkeypatch.delenv("ROBUST_DATA_IMAGENET_1K", raising=False)
     monkeypatch.delenv("ROBUST_DATA_CIFAR10", raising=False)
     monkeypatch.delenv("ROBUST_DATA_SEGMENTATION", raising=False)
