@@ -18,7 +18,7 @@ from robustcli.adapters.catalogue import (
     ModelEntry,
     ModelRequest,
 )
-from robustcli.adapters.checkpoint import Weights, missing_weights, read_torch
+from robustcli.adapters.checkpoint import missing_weights
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.fetching import (
     check_published,
@@ -29,6 +29,11 @@ from robustcli.adapters.fetching import (
 from robustcli.adapters.foreign import foreign_kind, open_foreign, sidecar_of
 from robustcli.adapters.model import GREY_NOTE, ModelFacts
 from robustcli.adapters.networks import BUILDERS, is_trainable, own_preprocessing
+from robustcli.adapters.nnunet_models import (
+    model_with_plan,
+    planned_classes,
+    planned_preprocessing,
+)
 from robustcli.adapters.preprocessing import Preprocessing, input_channels
 from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.adapters.training_run import (
@@ -49,8 +54,7 @@ from robustcli.core.objects import names_url, path_here
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace, numbered_classes, read_label_space
 from robustcli.models.ablation import has_scan
-from robustcli.models.blocks import StagedUNet
-from robustcli.nnunet.files import planned_inference
+from robustcli.nnunet.files import NnUNetModel
 
 _SHOWN = 5  # classes in a message
 
@@ -96,7 +100,7 @@ def load(
     check_task(entry, task or entry.task)
     weights = _find_weights(entry, request, offline=offline)
     header = None if weights is None else weights.header
-    arguments = _arguments(request, header)
+    arguments = _arguments(request, weights)
     channels = input_channels(arguments)  # checked before building
     network = _network(entry, weights, arguments, seed, offline=offline)
     base = _preprocessing(entry, network, header, arguments)
@@ -108,7 +112,11 @@ def load(
         if header is None and request.weights is not None and weights is not None:
             preprocessing, note = _of_foreign_file(entry, weights, preprocessing, network)
             notes = (*notes, note)
-        return Segmenter(network, preprocessing, facts, header, notes)
+        planned = None if weights is None else weights.nnunet
+        return Segmenter(
+            network, preprocessing, facts, header, notes,
+            trained_classes=() if planned is None else planned_classes(planned),
+        )  # fmt: skip
     facts, classes = _with_classes(facts, entry, request, network)
     if classes is not None and header is None:
         assert isinstance(base, Preprocessing), "of a classifier"
@@ -261,11 +269,13 @@ class _Weights:
         origin: Origin of the weights, for records and messages.
         state: Tensors by name; None if the library of the network downloads them.
         header: Header of weights that this program trained.
+        nnunet: The network and its plan, for weights that nnU-Net trained.
     """
 
     origin: str
     state: Mapping[str, Tensor] | None = None
     header: Header | None = None
+    nnunet: NnUNetModel | None = None
 
 
 def weights_path(request: ModelRequest) -> Path | None:
@@ -330,7 +340,8 @@ def _find_weights(entry: ModelEntry, request: ModelRequest, *, offline: bool) ->
     path = request.weights or (Path(request.name) if names_run(request.name) else None)
     if path is not None:
         trained = read_trained(path, entry)
-        return _Weights(str(trained.path), trained.state, trained.header)
+        planned = model_with_plan(entry, trained.path, trained.state)
+        return _Weights(str(trained.path), trained.state, trained.header, planned)
     if BUILDERS[entry.builder].download is not None and entry.asset is None:
         return _Weights(entry.source)
     trained = read_trained(official_weights(entry, offline=offline), entry)
@@ -353,8 +364,11 @@ def _network(
     return builder.with_weights(entry.variant, weights.state, weights.origin, arguments).float()
 
 
-def _arguments(request: ModelRequest, header: Header | None) -> dict[str, Any]:
+def _arguments(request: ModelRequest, weights: _Weights | None) -> dict[str, Any]:
     """Builder arguments of the weights, overridden by the user except for the classes."""
+    header = None if weights is None else weights.header
+    if weights is not None and weights.nnunet is not None:
+        return {**weights.nnunet.options, **request.arguments}
     if header is None:
         return dict(request.arguments)
     if not isinstance(header, ClassifierHeader):
@@ -388,16 +402,10 @@ def _of_foreign_file(
 
     It is that of nnU-Net for a checkpoint with its plan, else `base`.
     """
-    planned = None
-    if isinstance(weights.state, Weights) and weights.state.key_path == "network_weights":
-        file = Path(weights.origin)
-        planned = planned_inference(file, read_torch(file))
+    assert weights.state is not None, "a file has weights"
+    planned = planned_preprocessing(base, Path(weights.origin), weights.state, network)
     if planned is not None:
-        patch, inference = planned
-        window = base.window
-        if isinstance(network, StagedUNet) and not network.config.bound_to_patch:
-            window = replace(network.config, patch_size=patch).square
-        return replace(base, window=window, nnunet=inference), (
+        return planned, (
             f"`{entry.name}`: `{weights.origin}` is a checkpoint of nnU-Net. As in nnU-Net, images "
             "are normalised as its plan says, and windows are flipped, weighted and averaged."
         )

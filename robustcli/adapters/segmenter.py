@@ -305,6 +305,7 @@ class Segmenter:
         header: Header of its weights file; None without one.
         notes: Announcements about loading.
         merging: Announcement for the case that all its classes count as foreground.
+        trained_classes: Names of the classes 1 to K of its training, if it has no header.
 
     `classes` has the names of the predicted classes 1 to K: those of the training, or those set by
     `for_classes`. If it is empty, the segmenter predicts foreground and background.
@@ -318,12 +319,13 @@ class Segmenter:
     def __init__(
         self, network: nn.Module, preprocessing: MaskPreprocessing, facts: ModelFacts,
         header: WeightsHeader | None = None, notes: tuple[str, ...] = (),
-        merging: tuple[str, ...] = (),
+        merging: tuple[str, ...] = (), trained_classes: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.network, self.preprocessing, self.facts = network, preprocessing, facts
         self.header, self.notes = header, (*notes, *merging)
         self._merging = merging
-        self.classes = () if header is None else header.mask_classes
+        self._trained_classes = trained_classes if header is None else header.mask_classes
+        self.classes = self._trained_classes
         self.device = torch.device("cpu")
         self.precision: Precision = "fp32"
         self.answers_probabilities = is_probability(network)
@@ -343,7 +345,10 @@ class Segmenter:
     ) -> Segmenter:
         """This segmenter with other preprocessing and, if given, other facts."""
         facts = facts or self.facts
-        changed = Segmenter(self.network, preprocessing, facts, self.header, self.notes)
+        changed = Segmenter(
+            self.network, preprocessing, facts, self.header, self.notes,
+            trained_classes=self._trained_classes,
+        )  # fmt: skip
         changed._merging, changed.classes = self._merging, self.classes
         return changed
 
@@ -359,7 +364,7 @@ class Segmenter:
         outputs = getattr(self.network, "num_classes", None)
         if classes and outputs not in (None, len(classes) + 1):
             raise _other_outputs(self.facts.name, outputs, classes)
-        trained = () if self.header is None else self.header.mask_classes
+        trained = self._trained_classes
         if classes and trained and tuple(classes) != trained:
             raise UsageError(
                 f"`{self.facts.name}` was trained for other classes.",

@@ -20,6 +20,7 @@ from robustcli.core.io import parse_json, replacing
 from robustcli.core.names import canonical
 from robustcli.core.rundir import FINETUNE_KIND, SEEDS_KIND, refuse_other_kind
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, read_label_space
+from robustcli.nnunet.files import find_checkpoint, is_results_folder
 from robustcli.nnunet.normalisation import NnUNetInference
 
 KEY = "robust"
@@ -204,22 +205,23 @@ def refuse_run_after_colon(name: str) -> None:
 
 
 def weights_in(path: Path) -> Path:
-    """The weights file `path`, or that in the training run `path`.
+    """The weights file `path`, or that in the training run or results folder of nnU-Net `path`.
 
     Raises:
-        UsageError: The folder has no weights.
+        UsageError: The folder has no weights, or those of several trainings.
     """
     if not path.is_dir():
         return path
+    if is_results_folder(path):
+        return find_checkpoint(path)
     if not is_run(path):
-        files = [*path.iterdir(), *path.glob("fold_*/*")]  # the second: results of nnU-Net
-        names = sorted(str(f.relative_to(path)) for f in files if f.suffix in _SUFFIXES)
+        names = sorted(f.name for f in path.iterdir() if f.suffix in _SUFFIXES)
         raise UsageError(
             f"`{path}` is a folder, but not a training run of this program.",
             f"It contains {', '.join(f'`{name}`' for name in names[:_SHOWN]) or 'no weights'}.",
             f"Pass the file: `{path / names[0]}`."
             if names
-            else "Pass the folder of a training, or a file of weights.",
+            else "Pass the folder of a training, a results folder of nnU-Net, or a weights file.",
         )
     if not (path / WEIGHTS).is_file():
         for kind, each in ((SEEDS_KIND, "seed"), (FINETUNE_KIND, "mode")):

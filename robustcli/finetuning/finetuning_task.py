@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from robustcli.adapters import networks, timm_library
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.checkpoint import read_torch, read_weights
+from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.fetching import local_path, official_weights
 from robustcli.adapters.networks import is_trainable
-from robustcli.adapters.strict_loading import heads_in, shapes_of, tensor_differences
+from robustcli.adapters.nnunet_models import read_nnunet
+from robustcli.adapters.strict_loading import heads_in
 from robustcli.adapters.trainable import carried_arguments, heads_of, wants_imagenet
 from robustcli.adapters.training_run import WEIGHTS, read_trained
 from robustcli.core.errors import UsageError
@@ -38,12 +39,9 @@ from robustcli.finetuning.record import NNUNET
 from robustcli.finetuning.selection import COMMON_RULES, FreezeRule
 from robustcli.models.blocks import Pair, StagedConfig, StagedUNet, each
 from robustcli.models.resenc import ResEncConfig
-from robustcli.models.umamba import UMamba, UMambaConfig, without_aliases
+from robustcli.models.umamba import UMamba, UMambaConfig
 from robustcli.nnunet.files import (
-    NnUNetModel,
-    find_checkpoint,
     is_results_folder,
-    trained_model,
     trainer_of,
     write_results,
 )
@@ -401,34 +399,6 @@ def _from_nnunet(path: Path, entry: ModelEntry, arguments: Mapping[str, Any]) ->
     options = {**model.options, **_TWO_CLASSES, **arguments}
     origin = f"nnU-Net: {model.path} ({model.trainer}, {model.epochs} epochs)"
     return Pretrained(origin, options, model.weights, model.plan)
-
-
-def read_nnunet(path: Path, *, fold: str | None = None) -> NnUNetModel:
-    """The model in a results folder of nnU-Net, a fold's folder, or a single checkpoint.
-
-    No code in a checkpoint is run: it is read by torch's restricted unpickler, in which the NumPy
-    numbers of nnU-Net's log are replaced by empty placeholders (`robustcli.adapters.checkpoint`).
-
-    Raises:
-        UsageError: There is no checkpoint; it contains code or is damaged; it is of another
-            network; its plan is missing or does not match its weights.
-    """
-    file = find_checkpoint(path, fold=fold)
-    model = trained_model(file, read_torch(file), without_aliases(read_weights(file)))
-    with torch.device("meta"):
-        network = networks.create(model.model, model.options)
-    expected, shapes = shapes_of(network.state_dict()), shapes_of(model.weights)
-    if expected != shapes:
-        height, width = model.plan.patch
-        raise UsageError(
-            f"The plan of `{model.path}` does not match its weights.",
-            tensor_differences(expected, shapes),
-            f"The plan's patch is {height} x {width}, on which the weights of `umamba-enc` "
-            "depend. Use the plan of the training."
-            if model.model == "umamba-enc"
-            else "Use the plan of the training.",
-        )
-    return model
 
 
 _COLOURS = ("R", "G", "B")

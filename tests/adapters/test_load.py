@@ -105,8 +105,7 @@ def test_a_checkpoint_of_nnunet_gets_the_preprocessing_of_its_plan(tmp_path: Pat
     plan = make_plan((32, 32), ["R", "G", "B"], images=10, features=(8, 32))
     network = create_model("umamba", in_channels=3, num_classes=2, **plan.options)
     file = write_results(tmp_path, network, plan=plan, epochs=1) / "fold_all/checkpoint_final.pth"
-    options = {name: value for name, value in plan.options.items() if name != "patch_size"}
-    model = load(ModelRequest("umamba", file, arguments=options), "seg")
+    model = load(ModelRequest("umamba", file), "seg")
     assert model.preprocessing.nnunet == NnUNetInference(plan.channels, (0, 1))
     assert model.preprocessing.window == 32
     assert any("is a checkpoint of nnU-Net" in note for note in model.notes)

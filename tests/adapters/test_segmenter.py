@@ -158,8 +158,9 @@ def test_of_several_classes_the_foreground_is_all_of_them() -> None:
 
 
 def test_classes_of_a_training_that_count_as_foreground_are_announced() -> None:
-    model = segmenter(PixelClasses())
-    model.header = header("net", mask_classes=("inside", "edge"))
+    named = header("net", mask_classes=("inside", "edge"))
+    plain = segmenter(PixelClasses())
+    model = Segmenter(plain.network, plain.preprocessing, plain.facts, named)
     assert model.for_classes(["inside", "edge"]).notes == ()
     for _ in range(2):
         (note,) = model.for_classes([]).notes

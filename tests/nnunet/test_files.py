@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustcli.adapters.nnunet_models import read_nnunet
 from robustcli.core.errors import RunError, UsageError
-from robustcli.finetuning.finetuning_task import read_nnunet
 from robustcli.models.architectures import architecture
 from robustcli.models.blocks import StagedUNet
 from robustcli.models.umamba import build
