@@ -113,7 +113,7 @@ def with_weights(
     return network
 
 
-def classifier_with_weights(
+def with_classes_of_weights(
     name: str, state: Mapping[str, Tensor], origin: str, options: Mapping[str, Any]
 ) -> nn.Module:
     """Like `with_weights`, with the number of classes of the head in the file as default.
@@ -282,18 +282,18 @@ def _windows(variant: str, network: nn.Module) -> MaskPreprocessing:
     return MaskPreprocessing(native_window(network))
 
 
-_OURS = Builder(create, classifier_with_weights, _official)
+_OURS = Builder(create, with_classes_of_weights, _official)
 BUILDERS: dict[str, Builder] = {
     "vmamba": _OURS,
     "vim": _OURS,
-    "cifar": Builder(create, classifier_with_weights, _of_cifar),
+    "cifar": Builder(create, with_classes_of_weights, _of_cifar),
     "timm": Builder(
         timm_library.create,
         timm_library.with_weights,
         lambda variant, network: timm_library.timm_preprocessing(network),
         partial(timm_library.create, pretrained=True),
     ),
-    "zoo": Builder(create, with_weights, _windows),
+    "zoo": Builder(create, with_classes_of_weights, _windows),
     "smp": Builder(smp_library.create, smp_library.with_weights, _windows),
     "otsu": Builder(
         _otsu,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,22 @@ def test_a_checkpoint_of_nnunet_gets_the_preprocessing_of_its_plan(tmp_path: Pat
     torch.save({**content, "network_weights": swin}, tmp_path / "swin.pth")  # without plans.json
     model = load(ModelRequest("swin-umamba-pico", tmp_path / "swin.pth"), "seg")
     assert model.preprocessing.nnunet == NnUNetInference(plan.channels, (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("vmunet", {"dim": 16}), ("unet", {}), ("swin-umamba-pico", {})]
+)
+def test_a_segmenter_has_the_classes_of_the_head_in_its_file(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    source = create_model(name, num_classes=5, **options)
+    torch.save(source.state_dict(), tmp_path / "best.pth")
+    model = load(ModelRequest(name, tmp_path / "best.pth", arguments=options), "seg")
+    assert_holds(model.network, source.state_dict())
+    assert model.for_classes(["a", "b", "c", "d"]).classes == ("a", "b", "c", "d")
+    other = ModelRequest(name, tmp_path / "best.pth", {**options, "num_classes": 3})
+    with pytest.raises(UsageError, match="with their own `num_classes=5`"):
+        load(other, "seg")
 
 
 @pytest.mark.parametrize(
