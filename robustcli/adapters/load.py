@@ -29,11 +29,7 @@ from robustcli.adapters.fetching import (
 from robustcli.adapters.foreign import foreign_kind, open_foreign, sidecar_of
 from robustcli.adapters.model import GREY_NOTE, ModelFacts
 from robustcli.adapters.networks import BUILDERS, is_trainable, own_preprocessing
-from robustcli.adapters.nnunet_models import (
-    model_with_plan,
-    planned_classes,
-    planned_preprocessing,
-)
+from robustcli.adapters.nnunet_models import PlannedWeights, planned_weights
 from robustcli.adapters.preprocessing import Preprocessing, input_channels
 from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.adapters.training_run import (
@@ -54,7 +50,6 @@ from robustcli.core.objects import names_url, path_here
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace, numbered_classes, read_label_space
 from robustcli.models.ablation import has_scan
-from robustcli.nnunet.files import NnUNetModel
 
 _SHOWN = 5  # classes in a message
 
@@ -112,10 +107,10 @@ def load(
         if header is None and request.weights is not None and weights is not None:
             preprocessing, note = _of_foreign_file(entry, weights, preprocessing, network)
             notes = (*notes, note)
-        planned = None if weights is None else weights.nnunet
+        planned = None if weights is None else weights.planned
         return Segmenter(
             network, preprocessing, facts, header, notes,
-            trained_classes=() if planned is None else planned_classes(planned),
+            trained_classes=() if planned is None else planned.classes,
         )  # fmt: skip
     facts, classes = _with_classes(facts, entry, request, network)
     if classes is not None and header is None:
@@ -269,13 +264,13 @@ class _Weights:
         origin: Origin of the weights, for records and messages.
         state: Tensors by name; None if the library of the network downloads them.
         header: Header of weights that this program trained.
-        nnunet: The network and its plan, for weights that nnU-Net trained.
+        planned: What the plan of weights that nnU-Net trained defines.
     """
 
     origin: str
     state: Mapping[str, Tensor] | None = None
     header: Header | None = None
-    nnunet: NnUNetModel | None = None
+    planned: PlannedWeights | None = None
 
 
 def weights_path(request: ModelRequest) -> Path | None:
@@ -340,7 +335,7 @@ def _find_weights(entry: ModelEntry, request: ModelRequest, *, offline: bool) ->
     path = request.weights or (Path(request.name) if names_run(request.name) else None)
     if path is not None:
         trained = read_trained(path, entry)
-        planned = model_with_plan(entry, trained.path, trained.state)
+        planned = planned_weights(entry, trained.path, trained.state)
         return _Weights(str(trained.path), trained.state, trained.header, planned)
     if BUILDERS[entry.builder].download is not None and entry.asset is None:
         return _Weights(entry.source)
@@ -367,8 +362,9 @@ def _network(
 def _arguments(request: ModelRequest, weights: _Weights | None) -> dict[str, Any]:
     """Builder arguments of the weights, overridden by the user except for the classes."""
     header = None if weights is None else weights.header
-    if weights is not None and weights.nnunet is not None:
-        return {**weights.nnunet.options, **request.arguments}
+    planned = None if weights is None or weights.planned is None else weights.planned.model
+    if planned is not None:
+        return {**planned.options, **request.arguments}
     if header is None:
         return dict(request.arguments)
     if not isinstance(header, ClassifierHeader):
@@ -402,10 +398,8 @@ def _of_foreign_file(
 
     It is that of nnU-Net for a checkpoint with its plan, else `base`.
     """
-    assert weights.state is not None, "a file has weights"
-    planned = planned_preprocessing(base, Path(weights.origin), weights.state, network)
-    if planned is not None:
-        return planned, (
+    if weights.planned is not None:
+        return weights.planned.preprocessing(base, network), (
             f"`{entry.name}`: `{weights.origin}` is a checkpoint of nnU-Net. As in nnU-Net, images "
             "are normalised as its plan says, and windows are flipped, weighted and averaged."
         )

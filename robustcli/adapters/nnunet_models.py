@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.checkpoint import Weights, read_torch, read_weights
+from robustcli.adapters.model import shapes_only
 from robustcli.adapters.networks import create
 from robustcli.adapters.segmenter import MaskPreprocessing
 from robustcli.adapters.strict_loading import shapes_of, tensor_differences
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
-from robustcli.models.blocks import StagedUNet
+from robustcli.models.blocks import Pair, StagedUNet
 from robustcli.models.umamba import without_aliases
 from robustcli.nnunet.files import (
     TRAINERS,
@@ -25,6 +25,7 @@ from robustcli.nnunet.files import (
     planned_inference,
     trained_model,
 )
+from robustcli.nnunet.normalisation import NnUNetInference
 
 
 def read_nnunet(path: Path, *, fold: str | None = None) -> NnUNetModel:
@@ -41,12 +42,41 @@ def read_nnunet(path: Path, *, fold: str | None = None) -> NnUNetModel:
     return _read(file, read_torch(file), read_weights(file))
 
 
-def model_with_plan(
-    entry: ModelEntry, file: Path, state: Mapping[str, Tensor]
-) -> NnUNetModel | None:
-    """The network of `entry` with its plan, if `file` is a checkpoint of nnU-Net with a plan.
+@dataclass(frozen=True)
+class PlannedWeights:
+    """What the plan of a checkpoint defines.
 
-    None for other files, checkpoints without a plan, and networks that no plan defines.
+    Args:
+        patch: Height and width of the patches of the training.
+        inference: Normalisation and flips.
+        model: The network; None for networks that no plan defines.
+    """
+
+    patch: Pair
+    inference: NnUNetInference
+    model: NnUNetModel | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes 1 to K; empty for foreground and background."""
+        names = () if self.model is None else self.model.plan.labels[1:]
+        fit = self.model is not None and self.model.num_classes == len(names) + 1
+        return names if len(names) > 1 and fit else ()
+
+    def preprocessing(self, base: MaskPreprocessing, network: nn.Module) -> MaskPreprocessing:
+        """`base`, the preprocessing of `network` without regard to its weights, by the plan."""
+        window = base.window
+        if isinstance(network, StagedUNet) and not network.config.bound_to_patch:
+            window = replace(network.config, patch_size=self.patch).square
+        return replace(base, window=window, nnunet=self.inference)
+
+
+def planned_weights(
+    entry: ModelEntry, file: Path, state: Mapping[str, Tensor]
+) -> PlannedWeights | None:
+    """What the plan defines for the network of `entry`, if `file` is a checkpoint of nnU-Net.
+
+    None for other files and for checkpoints without a plan.
 
     Args:
         entry: The catalogue entry of the network.
@@ -54,13 +84,17 @@ def model_with_plan(
         state: The weights in `file`.
 
     Raises:
-        UsageError: The checkpoint is of another network, or its plan does not match its weights.
+        UsageError: The plan is damaged or does not match its weights, or the checkpoint is of
+            another network.
     """
-    if entry.network not in TRAINERS or not _of_nnunet(state):
+    if not (isinstance(state, Weights) and state.key_path == "network_weights"):
         return None
     content = read_torch(file)
-    if planned_inference(file, content) is None:
+    planned = planned_inference(file, content)
+    if planned is None:
         return None
+    if entry.network not in TRAINERS:
+        return PlannedWeights(*planned, model=None)
     model = _read(file, content, state)
     if canonical(model.model) != canonical(entry.network):
         raise UsageError(
@@ -68,47 +102,13 @@ def model_with_plan(
             f"By the names of its tensors it contains weights of `{model.model}`.",
             f"Use these weights with the model `{model.model}`.",
         )
-    return model
-
-
-def planned_preprocessing(
-    base: MaskPreprocessing, file: Path, state: Mapping[str, Tensor], network: nn.Module
-) -> MaskPreprocessing | None:
-    """The preprocessing of `network` by the plan of its checkpoint; None without a plan.
-
-    Args:
-        base: The preprocessing of the network without regard to its weights.
-        file: The file with the weights.
-        state: The weights in `file`.
-        network: The network with these weights.
-
-    Raises:
-        UsageError: The plan is damaged.
-    """
-    planned = planned_inference(file, read_torch(file)) if _of_nnunet(state) else None
-    if planned is None:
-        return None
-    patch, inference = planned
-    window = base.window
-    if isinstance(network, StagedUNet) and not network.config.bound_to_patch:
-        window = replace(network.config, patch_size=patch).square
-    return replace(base, window=window, nnunet=inference)
-
-
-def planned_classes(model: NnUNetModel) -> tuple[str, ...]:
-    """The names of the classes 1 to K of `model`; empty for foreground and background."""
-    names = model.plan.labels[1:]
-    return names if len(names) > 1 and model.num_classes == len(names) + 1 else ()
-
-
-def _of_nnunet(state: Mapping[str, Tensor]) -> bool:
-    return isinstance(state, Weights) and state.key_path == "network_weights"
+    return PlannedWeights(*planned, model=model)
 
 
 def _read(file: Path, content: object, state: Mapping[str, Tensor]) -> NnUNetModel:
     """The model in the checkpoint `file`, whose plan fits its weights."""
     model = trained_model(file, content, without_aliases(state))
-    with torch.device("meta"):
+    with shapes_only():
         network = create(model.model, model.options)
     expected, shapes = shapes_of(network.state_dict()), shapes_of(model.weights)
     if expected != shapes:

@@ -204,8 +204,7 @@ def trained_model(file: Path, content: object, weights: Mapping[str, Tensor]) ->
     trainer = str(content.get("trainer_name", ""))
     name = recognised(file, weights, trainer)
     _check_whole(file, weights, (_FIRST[name], _HEAD))
-    started = content.get("init_args")
-    started = started if isinstance(started, Mapping) else {}
+    started = _started(content)
     epochs = content.get("current_epoch")
     model = NnUNetModel(
         file, name, _plan_of(file, started), weights, trainer,
@@ -237,12 +236,17 @@ def planned_inference(file: Path, content: object) -> tuple[Pair, NnUNetInferenc
     """
     if not isinstance(content, Mapping) or "network_weights" not in content:
         return None
-    started = content.get("init_args")
-    started = started if isinstance(started, Mapping) else {}
+    started = _started(content)
     if "plans" not in started and not (file.parent.parent / PLANS).is_file():
         return None
     plan = _plan_of(file, started)
     return plan.patch, NnUNetInference(plan.channels, _mirror_axes(content))
+
+
+def _started(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments with which the training was started; empty if the file lacks them."""
+    started = content.get("init_args")
+    return started if isinstance(started, Mapping) else {}
 
 
 def _mirror_axes(content: Mapping[str, Any]) -> tuple[int, ...]:
