@@ -33,14 +33,12 @@ class Answer:
         words: The prediction as text.
         right: Whether it is correct; None for segmenters, whose score is not binary.
         mask: Path of the predicted mask; None for classifiers.
-        classes: Whether the mask contains indices of several classes.
     """
 
     model: str
     words: str
     right: bool | None
     mask: Path | None = None
-    classes: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,12 +105,16 @@ def read_photos(findings: Findings) -> PhotoSheet | None:
     ]
     if not any(cell.photos for cell in cells):
         return None
-    masks = findings.record.task == "seg"
-    models = tuple(model.name for model in findings.models)
-    images = findings.record.dataset.images
     dataset = findings.record.dataset
-    classes = tuple(zip(dataset.mask_classes, dataset.mask_colours, strict=True))
-    return PhotoSheet(tuple(cells), models, images, len(sample_photos), MOST_PHOTOS, masks, classes)
+    return PhotoSheet(
+        tuple(cells),
+        models=tuple(model.name for model in findings.models),
+        images=dataset.images,
+        stored=len(sample_photos),
+        most=MOST_PHOTOS,
+        masks=findings.record.task == "seg",
+        classes=tuple(zip(dataset.mask_classes, dataset.mask_colours, strict=True)),
+    )
 
 
 def _stored_photos(findings: Findings) -> list[SamplePhoto]:
@@ -180,5 +182,4 @@ class _Reader:
             return Answer(model, words, right)
         mask = sample.mask(self.findings.run, cell, model)
         words = f"dice {fraction(float(dice(row)[0]))}"
-        several = bool(self.findings.record.dataset.mask_classes)
-        return Answer(model, words, None, mask if mask.is_file() else None, several)
+        return Answer(model, words, None, mask if mask.is_file() else None)

@@ -96,15 +96,15 @@ class ControlPair:
         difference, scoring, measure = self.difference, self.scoring, self.scoring.measure
         if self.network.test is None or self.control.test is None or difference is None:
             return f"`{network}` and `{control}`: not evaluated on the same images yet."
-        scores = [measure.value(test.numbers) for test in (self.network.test, self.control.test)]
-        unit = "" if measure.scale == 1 else " %"
+        tests = self.network.test, self.control.test
+        scores = [f"{measure.value(test.numbers)}{measure.suffix}" for test in tests]
         difference_text = measure.signed(difference.value, difference.n)
         if difference.low is not None:
             ends = measure.show_range(difference.low, difference.high, difference.n, " to ")
             difference_text += f" ({ends})"
         p = "no test" if self.adjusted_p is None else f"p {p_value(self.adjusted_p)}"
         return (
-            f"`{network}` has {measure.name} {scores[0]}{unit}, `{control}` {scores[1]}{unit}: "
+            f"`{network}` has {measure.name} {scores[0]}, `{control}` {scores[1]}: "
             f"difference {difference_text}{scoring.unit}, {p}, "
             f"{counted(difference.groups, self.unit)}: {self.verdict}."
         )

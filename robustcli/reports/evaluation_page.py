@@ -563,19 +563,20 @@ class TableLayout:
 
     Args:
         measure: The score of the table.
-        header: Header of the score's column.
-        unit: Unit after the score in a sentence.
         extra: Header of one more column.
         show_extra: Text of that column for a row.
         show_clean: Text of a sentence for the row of the clean images.
     """
 
     measure: Measure
-    header: str
-    unit: str
     extra: str
     show_extra: Callable[[pd.Series], str]
     show_clean: Callable[[pd.Series], str]
+
+    @property
+    def header(self) -> str:
+        """Header of the score's column."""
+        return f"{self.measure.name}{self.measure.suffix}"
 
 
 def evaluation_table(table: pd.DataFrame, task: TaskName) -> str:
@@ -651,7 +652,7 @@ def _cells(rows: pd.DataFrame, cells: list[tuple[str, int]], layout: TableLayout
     transform, severity = cells[0]
     row = rows[(rows["transform"] == transform) & (rows["severity"] == severity)].iloc[0]
     names = some_of([cell_label(*cell) for cell in cells])
-    return f"{names} {layout.measure.value(row)}{layout.unit}"
+    return f"{names} {layout.measure.value(row)}{layout.measure.suffix}"
 
 
 def evaluation_summary(findings: Findings) -> str:
@@ -688,11 +689,9 @@ def _right(row: pd.Series) -> str:
 
 
 _LAYOUTS: Mapping[TaskName, TableLayout] = {
-    "cls": TableLayout(TOP1, "top-1 %", " %", "correct", _right, _right),
+    "cls": TableLayout(TOP1, "correct", _right, _right),
     "seg": TableLayout(
         DICE,
-        "dice",
-        "",
         "IoU",
         lambda row: fraction(row["iou"]),
         lambda row: f"dice {fraction(row['dice'])} on {counted(int(row['n']), 'image')}",

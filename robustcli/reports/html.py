@@ -383,7 +383,7 @@ def _photo_cells(sheet: PhotoSheet, room: _ImageBudget) -> list[_ShownCell]:
     count = 0
     for number in range(1, sheet.most + 1):
         row = {
-            cell.label: _shown(photo)
+            cell.label: _shown(photo, bool(sheet.classes))
             for cell in sheet.cells
             for photo in cell.photos
             if photo.number == number
@@ -401,11 +401,9 @@ def _photo_cells(sheet: PhotoSheet, room: _ImageBudget) -> list[_ShownCell]:
     ]
 
 
-def _shown(photo: Photo) -> _ShownPhoto:
+def _shown(photo: Photo, classes: bool) -> _ShownPhoto:
     answers = [
-        _ShownAnswer(
-            a.model, a.words, a.right, "" if a.mask is None else _overlay(a.mask, a.classes)
-        )
+        _ShownAnswer(a.model, a.words, a.right, "" if a.mask is None else _overlay(a.mask, classes))
         for a in photo.answers
     ]
     return _ShownPhoto(photo.number, photo.name, _photograph(photo.path), answers)
@@ -430,7 +428,7 @@ def _swatches(classes: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return swatches
 
 
-def _overlay(path: Path, classes: bool = False) -> str:
+def _overlay(path: Path, classes: bool) -> str:
     """The mask `path` as an image to overlay on its photo, transparent outside of the mask.
 
     The file contains 0 and 255, or with `classes` class indices, whose palette is kept.

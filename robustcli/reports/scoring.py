@@ -63,6 +63,11 @@ class Measure:
         """The name at the start of a sentence."""
         return self.name[0].upper() + self.name[1:]
 
+    @property
+    def suffix(self) -> str:
+        """What follows a score in a sentence: the percent sign; empty for fractions."""
+        return " %" if self.scale == 100 else ""
+
     def signed(self, value: float, n: int) -> str:
         """A difference of scores of `n` images as text, with its sign."""
         text = self.show(value, n)

@@ -245,15 +245,10 @@ class SeedsShown:
         """The score of the task."""
         return self.findings.scoring.measure
 
-    @property
-    def percent(self) -> str:
-        """The unit that follows a score; empty for fractions."""
-        return " %" if self.measure.scale == 100 else ""
-
     def value(self, value: float | None) -> str:
         """A score with its unit."""
         text = self.measure.show(value, self.findings.held_out)
-        return text if text == MISSING else f"{text}{self.percent}"
+        return text if text == MISSING else f"{text}{self.measure.suffix}"
 
     def bare(self, value: float | None) -> str:
         """A score, or a width, without the unit."""
@@ -297,7 +292,9 @@ class SeedsShown:
 
     def printed(self, value: float) -> str:
         """A published score with its published digits."""
-        return f"{self.measure.scale * value:.{2 if self.percent else 4}f}{self.percent}"
+        return (
+            f"{self.measure.scale * value:.{2 if self.measure.suffix else 4}f}{self.measure.suffix}"
+        )
 
     def verdict(self, verdict: PublishedVerdict) -> str:
         """The published score, the mean over seeds, and the verdict."""

@@ -19,6 +19,7 @@ from robustcli.metrics.columns import MASK_SCHEMA
 from robustcli.tasks.record import (
     CaseRank,
     MaskPreprocessingRecord,
+    MasksRecord,
     ModelCost,
     ModelRecord,
     Panel,
@@ -29,6 +30,10 @@ from tests.builders import IDENTITY, WHEN, RunPlan, paper21, run_record
 
 AREA = 64 * 64
 RANKS: tuple[CaseRank, ...] = ("best", "median", "worst")
+UNUSUAL_MASKS = MasksRecord(
+    foreground=["128"], background=None, ignored=["255"], channel="colour",
+    words="foreground is `128`, `255` is ignored",
+)  # fmt: skip
 
 
 def segmenter(name: str, **changes: object) -> ModelRecord:

@@ -14,9 +14,9 @@ from robustcli.nnunet.normalisation import Channel, NnUNetInference
 from robustcli.reports.evaluation_page import evaluation_report, evaluation_text
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.latex import evaluation_tables
-from robustcli.tasks.record import MaskPreprocessingRecord, MasksRecord, ModelCost
+from robustcli.tasks.record import MaskPreprocessingRecord, ModelCost
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
-from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
+from tests.reports.mask_runs import UNUSUAL_MASKS, MaskPlan, build_masks, segmenter
 from tests.reports.page_parts import assert_golden, assert_states, introduction, line_of, section
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -94,10 +94,6 @@ def test_unfinished_cells_of_segmenters_say_so(tmp_path: Path) -> None:
 # Limitations and sources of the numbers.
 
 
-MASKS = MasksRecord(
-    foreground=["128"], background=None, ignored=["255"], channel="colour",
-    words="foreground is `128`, `255` is ignored",
-)  # fmt: skip
 ALL_IMAGES = {"images_available": 60}
 FEW_CELLS = {"transforms": CELLS[:3], "dataset": ALL_IMAGES}
 """A finished run on all images, which has no notices."""
@@ -197,7 +193,8 @@ def test_the_pages_of_segmenters_in_other_states(tmp_path: Path) -> None:
         "clean images alone, no cases": {"transforms": (IDENTITY,), "panels": False},
         "models that see images differently": {"models": models},
         "other settings": {
-            "record": {"seed": 7, "precision": "bf16"}, "dataset": {"masks": MASKS, "tolerance": 3}
+            "record": {"seed": 7, "precision": "bf16"},
+            "dataset": {"masks": UNUSUAL_MASKS, "tolerance": 3},
         },
     }  # fmt: skip
     pages = {

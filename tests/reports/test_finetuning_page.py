@@ -28,7 +28,6 @@ from robustcli.reports.finetuning_page import (
     short_names,
 )
 from robustcli.reports.numbers import statistic
-from robustcli.tasks.record import MasksRecord
 from tests.reports.finetune_runs import (
     IMAGES,
     MAMBA,
@@ -37,6 +36,7 @@ from tests.reports.finetune_runs import (
     build_finetuning,
     sweep_rows,
 )
+from tests.reports.mask_runs import UNUSUAL_MASKS
 from tests.reports.page_parts import assert_golden, assert_states, line_of, section
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -61,10 +61,6 @@ def test_the_page_of_a_fine_tuning(tmp_path: Path, name: str, plan: FinetunePlan
     assert list(page.results["mode"]) == begun_modes
 
 
-MASKS = MasksRecord(
-    foreground=["128"], background=None, ignored=["255"], channel="colour",
-    words="foreground is `128`, `255` is ignored",
-)  # fmt: skip
 LARGE = ((f"{MAMBA}D", (64,), True, 2e-5), (f"{MAMBA}A_log", (64, 16), True, 4e-5))
 
 
@@ -85,7 +81,7 @@ def test_the_pages_of_other_states(tmp_path: Path) -> None:
         ),
         "a profile of another run": FinetunePlan(record={"profile": "old/gradients.parquet"}),
         "no heads, unknown start": FinetunePlan(record={"heads": [], "pretrained_sha256": None}),
-        "unusual masks": FinetunePlan(training=replace(IMAGES, dataset={"masks": MASKS})),
+        "unusual masks": FinetunePlan(training=replace(IMAGES, dataset={"masks": UNUSUAL_MASKS})),
     }
     pages = {name: page(tmp_path / str(n), plan) for n, (name, plan) in enumerate(states.items())}
     assert_states(page(tmp_path / "complete", FinetunePlan()), pages, "finetuning-states")

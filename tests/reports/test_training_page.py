@@ -25,8 +25,8 @@ from robustcli.reports.training_page import (
 )
 from robustcli.reports.zoo_findings import Zoo
 from robustcli.reports.zoo_page import draw_zoo_gallery
-from robustcli.tasks.record import MasksRecord
 from robustcli.training.recipes import Patchwise
+from tests.reports.mask_runs import UNUSUAL_MASKS
 from tests.reports.page_parts import assert_golden, assert_states, introduction, section
 from tests.reports.train_runs import TrainPlan, build_class_training, build_training
 
@@ -65,10 +65,6 @@ def test_the_page_of_a_classifier(tmp_path: Path) -> None:
     assert "dice" not in page.markdown
 
 
-MASKS = MasksRecord(
-    foreground=["128"], background=None, ignored=["255"], channel="colour",
-    words="foreground is `128`, `255` is ignored",
-)  # fmt: skip
 OTHER_RECIPE: dict[str, object] = {
     "accumulate": 4, "images_per_epoch": 1200, "patience": 5, "clip": None,
     "expected_dice": 0.8633, "name": "paper",
@@ -95,7 +91,7 @@ def test_the_pages_of_other_states(tmp_path: Path) -> None:
         "one held-out group": TrainPlan(groups=1),
         "every image is its own group": TrainPlan(grouping="image"),
         "data with a tolerance": TrainPlan(dataset={"tolerance": 3}),
-        "other settings": TrainPlan(record=SETTINGS, dataset={"masks": MASKS}),
+        "other settings": TrainPlan(record=SETTINGS, dataset={"masks": UNUSUAL_MASKS}),
     }
     pages = {name: page(tmp_path / str(n), plan) for n, (name, plan) in enumerate(states.items())}
     assert_states(page(tmp_path / "complete"), pages, "training-states")
