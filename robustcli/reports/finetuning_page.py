@@ -17,6 +17,7 @@ from robustcli.core.names import counted
 from robustcli.finetuning.record import MODES
 from robustcli.metrics.paired import PairedDifference
 from robustcli.reports.evaluation_page import case_figures
+from robustcli.reports.figures.canvas import Estimate
 from robustcli.reports.figures.freezing_figures import (
     GradientCurve,
     Limit,
@@ -56,7 +57,6 @@ from robustcli.reports.numbers import (
     MISSING,
     decimal,
     duration,
-    is_missing,
     mebibytes,
     megabytes,
     p_value,
@@ -328,15 +328,9 @@ def _tradeoff(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
 
 
 def _sweep_rule(row: pd.Series, score: str) -> RulePoint:
-    ratio = _with_ends(row, "seconds_ratio")
-    saved = (100 * (1 - ratio[2]), 100 * (1 - ratio[1]), 100 * (1 - ratio[0]))
-    return RulePoint(rule_label(row), rule_scope(row), saved, _with_ends(row, score))
-
-
-def _with_ends(row: pd.Series, name: str) -> tuple[float, float, float]:
-    value = float(row[name])
-    low, high = (float(row[f"{name}_{end}"]) for end in ("low", "high"))
-    return value if is_missing(low) else low, value, value if is_missing(high) else high
+    low, ratio, high = Estimate.of(row, "seconds_ratio")
+    saved = Estimate(100 * (1 - high), 100 * (1 - ratio), 100 * (1 - low))
+    return RulePoint(rule_label(row), rule_scope(row), saved, Estimate.of(row, score))
 
 
 def finetuning_report(run: Path, out: Path | None = None) -> Page:

@@ -14,6 +14,7 @@ from robustcli.metrics.class_scores import confusion_matrix, reliability
 from robustcli.metrics.intervals import wilson_interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.reports.evaluation_page import RELIABILITY_CAPTION, case_figures, class_pictures
+from robustcli.reports.figures.canvas import Estimate
 from robustcli.reports.figures.evaluation_figures import (
     COUNTED_UP_TO,
     MOST_CONFUSED_CLASSES,
@@ -34,7 +35,6 @@ from robustcli.reports.numbers import (
     as_printed,
     fraction,
     fraction_range,
-    is_missing,
     some_of,
     with_range,
 )
@@ -234,12 +234,11 @@ def draw_dice_over_parameters(out: Path, zoo: Zoo) -> tuple[Picture, ...]:
 def _points(row: ZooRow) -> list[Point]:
     points = []
     if row.printed is not None:
-        name = row.printed.model
-        points.append(Point(name, name, row.printed.parameters, row.printed.dice))
+        name, dice = row.printed.model, Estimate.exact(row.printed.dice)
+        points.append(Point(name, name, row.printed.parameters, dice))
     if row.training is not None and row.score is not None and row.score.dice is not None:
-        ends = row.score.dice_low, row.score.dice_high
-        network = row.training.record.network
-        points.append(Point(row.label, network, row.parameters, row.score.dice, True, *ends))
+        network, dice = row.training.record.network, Estimate.of(asdict(row.score), "dice")
+        points.append(Point(row.label, network, row.parameters, dice, measured=True))
     return list(dict.fromkeys(points))
 
 
@@ -289,11 +288,7 @@ def _strips(training: TrainingFindings) -> tuple[Picture, ...]:
 
 def strip(name: str, held: HeldOutResults) -> Strip:
     """The dice of the groups of held-out images of one model, called `name`."""
-    low, high = (
-        None if is_missing(held.numbers[end]) else float(held.numbers[end])
-        for end in ("dice_low", "dice_high")
-    )
-    return Strip(name, group_dice(held.rows), float(held.numbers["dice"]), low, high)
+    return Strip(name, group_dice(held.rows), Estimate.of(held.numbers, "dice"))
 
 
 def _classes(training: TrainingFindings) -> tuple[Picture, ...]:

@@ -11,6 +11,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.io import to_csv
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.record import read_record
+from robustcli.reports.figures.canvas import Estimate
 from robustcli.reports.figures.training_figures import (
     CostPanel,
     CostPoint,
@@ -20,7 +21,7 @@ from robustcli.reports.figures.training_figures import (
     draw_course_grid,
 )
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import duration, is_missing
+from robustcli.reports.numbers import duration
 from robustcli.reports.pages import Page, check_out, grid, in_ascii, run_kind
 from robustcli.reports.training_findings import TrainingFindings, read_training
 from robustcli.reports.training_page import (
@@ -254,8 +255,6 @@ def _costs(zoo: Zoo, out: Path, caution: str) -> tuple[Picture, ...]:
 
 def _cost_point(training: TrainingFindings, label: str) -> CostPoint:
     assert training.test is not None
-    numbers, column = training.test.numbers, training.scoring.measure.column
-    low, high = (numbers[f"{column}_{end}"] for end in ("low", "high"))
     epoch = training.epoch_seconds
     costs = {
         "parameters": training.record.parameters,
@@ -265,9 +264,7 @@ def _cost_point(training: TrainingFindings, label: str) -> CostPoint:
     }
     return CostPoint(
         label,
-        float(numbers[column]),
-        None if is_missing(low) else float(low),
-        None if is_missing(high) else float(high),
+        Estimate.of(training.test.numbers, training.scoring.measure.column),
         {name: float(cost) if cost else None for name, cost in costs.items()},
     )
 

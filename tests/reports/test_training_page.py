@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -14,6 +14,7 @@ import pytest
 from robustcli.metrics.intervals import Bootstrap, wilson_interval
 from robustcli.metrics.mask_scores import compare_masks_with_clean
 from robustcli.reports import training_page
+from robustcli.reports.figures.canvas import Estimate
 from robustcli.reports.figures.training_figures import Level, Point, Strip
 from robustcli.reports.statistics import ClassNumbers
 from robustcli.reports.training_findings import TrainingFindings, read_training
@@ -164,9 +165,8 @@ def test_points_are_the_published_dice_and_the_own_one(
     assert len([point for point in points if not point.measured]) == 13
     line = training.test.numbers
     (custom,) = [point for point in points if point.measured]
-    assert astuple(custom) == (
-        *("ulvm_v5", "ulvm_v5", 703_885, line["dice"], True, line["dice_low"], line["dice_high"]),
-    )
+    dice = Estimate(line["dice_low"], line["dice"], line["dice_high"])
+    assert custom == Point("ulvm_v5", "ulvm_v5", 703_885, dice, measured=True)
     assert [level.dice for level in levels] == [training.baseline.numbers["dice"]]
 
 
@@ -185,7 +185,7 @@ def test_dots_are_the_dice_of_pooled_groups(
         denominator = 2 * part["tp"].sum() + part["fp"].sum() + part["fn"].sum()
         expected.append(2 * part["tp"].sum() / denominator)
     np.testing.assert_allclose(calls[0].values, expected)
-    assert calls[0].mean == pytest.approx(np.mean(expected))
+    assert calls[0].mean.value == pytest.approx(np.mean(expected))
     assert [strip.name for strip in calls] == ["ulvm_v5", "otsu"]
 
 

@@ -5,12 +5,12 @@ Figures are created as objects, without `pyplot`: no window system, no state bet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from robustcli.core.io import replacing
 from robustcli.core.names import printable
+from robustcli.reports.numbers import is_missing
 from robustcli.reports.scoring import Measure
 
 DPI = 150
@@ -205,6 +206,40 @@ def panel_grid(
         if number >= count - shape[1]:  # shared axes label only the last line of the grid
             axes.tick_params(labelbottom=True)
     return panels
+
+
+class Estimate(NamedTuple):
+    """A number to draw, and the ends of its interval, which are the number itself without one."""
+
+    low: float
+    value: float
+    high: float
+
+    @classmethod
+    def exact(cls, value: float) -> Estimate:
+        """A number without an interval."""
+        return cls(value, value, value)
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, Any] | pd.Series, column: str) -> Estimate:
+        """The number in `column`; the ends are in `<column>_low` and `<column>_high`."""
+        value = float(numbers[column])
+        ends = (numbers[f"{column}_{end}"] for end in ("low", "high"))
+        low, high = (value if is_missing(end) else float(end) for end in ends)
+        return cls(low, value, high)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Lower and upper end of the interval."""
+        return self.low, self.high
+
+
+def interval_lengths(
+    estimates: Sequence[Estimate], scale: float = 1
+) -> tuple[list[float], list[float]]:
+    """Lengths of the intervals below and above the numbers, times `scale`."""
+    below = [max(0.0, scale * (value - low)) for low, value, _ in estimates]
+    return below, [max(0.0, scale * (high - value)) for _, value, high in estimates]
 
 
 def error_bars(rows: pd.DataFrame, measure: Measure) -> tuple[list[float], list[float]]:

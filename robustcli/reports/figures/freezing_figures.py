@@ -22,8 +22,10 @@ from robustcli.reports.figures.canvas import (
     GREY,
     MARKED_UP_TO,
     MARKERS,
+    Estimate,
     Label,
     grid_shape,
+    interval_lengths,
     legend,
     light_grid,
     panel_grid,
@@ -423,16 +425,15 @@ _LEAST = (4.0, 0.02)  # smallest range of the axes, in percent and in score
 
 @dataclass(frozen=True)
 class RulePoint:
-    """A rule: its name, its group, and its time saved and score as (low, value, high).
+    """A rule: its name, its group, and its time saved and score.
 
-    `saved` is in percent of the time of an iteration, `score` in [0, 1]. Without an interval, low
-    and high are the value.
+    `saved` is in percent of the time of an iteration, `score` in [0, 1].
     """
 
     name: str
     scope: str
-    saved: tuple[float, float, float]
-    score: tuple[float, float, float]
+    saved: Estimate
+    score: Estimate
 
 
 def draw_tradeoff(rules: Sequence[RulePoint], path: Path, score: str) -> None:
@@ -451,17 +452,17 @@ def draw_tradeoff(rules: Sequence[RulePoint], path: Path, score: str) -> None:
         axes.axvline(0, color=GREY, linestyle="--", linewidth=0.9)
         _dress_tradeoff(axes, rules, score)
         legend(figure, axes)
-        labels = [Label(rule.name, rule.saved[1], rule.score[1]) for rule in rules]
+        labels = [Label(rule.name, rule.saved.value, rule.score.value) for rule in rules]
         place_labels(axes, labels, [box for rule in rules for box in _bars(axes, rule)])
     save_figure(figure, path)
 
 
 def _points(axes: Axes, rules: Sequence[RulePoint], number: int) -> None:
     axes.errorbar(
-        [rule.saved[1] for rule in rules],
-        [rule.score[1] for rule in rules],
-        xerr=_lengths([rule.saved for rule in rules]),
-        yerr=_lengths([rule.score for rule in rules]),
+        [rule.saved.value for rule in rules],
+        [rule.score.value for rule in rules],
+        xerr=interval_lengths([rule.saved for rule in rules]),
+        yerr=interval_lengths([rule.score for rule in rules]),
         fmt=MARKERS[number % len(MARKERS)],
         color=COLOURS[number % len(COLOURS)],
         markersize=6,
@@ -472,17 +473,11 @@ def _points(axes: Axes, rules: Sequence[RulePoint], number: int) -> None:
     )
 
 
-def _lengths(ends: Sequence[tuple[float, float, float]]) -> tuple[list[float], list[float]]:
-    below = [max(0.0, value - low) for low, value, _ in ends]
-    return below, [max(0.0, high - value) for _, value, high in ends]
-
-
 def _bars(axes: Axes, rule: RulePoint) -> list[Bbox]:
     """The bounding boxes of both intervals, in pixels."""
-    (left, low), (right, high) = axes.transData.transform(
-        [(rule.saved[0], rule.score[0]), (rule.saved[2], rule.score[2])]
+    (left, low), (x, y), (right, high) = axes.transData.transform(
+        list(zip(rule.saved, rule.score, strict=True))
     )
-    x, y = axes.transData.transform((rule.saved[1], rule.score[1]))
     return [Bbox([[left, y - 2], [right, y + 2]]), Bbox([[x - 2, low], [x + 2, high]])]
 
 

@@ -27,9 +27,11 @@ from robustcli.reports.figures.canvas import (
     LEGEND_LINE,
     LEGEND_LINES,
     MARKED_UP_TO,
+    Estimate,
     Label,
     Look,
     grid_shape,
+    interval_lengths,
     legend,
     legend_label,
     legend_lines,
@@ -161,9 +163,7 @@ class Strip:
 
     name: str
     values: NDArray[np.float64]
-    mean: float
-    low: float | None
-    high: float | None
+    mean: Estimate
 
 
 def draw_strips(strips: Sequence[Strip], group: str, path: Path) -> None:
@@ -201,12 +201,10 @@ def _strip(axes: Axes, strip: Strip, line: int) -> None:
         edgecolor="white",
         linewidth=0.1 if crowded else 0.4,
     )
-    low = strip.mean if strip.low is None else strip.low
-    high = strip.mean if strip.high is None else strip.high
     axes.errorbar(
-        strip.mean,
+        strip.mean.value,
         line + 0.38,
-        xerr=[[max(0.0, strip.mean - low)], [max(0.0, high - strip.mean)]],
+        xerr=interval_lengths([strip.mean]),
         fmt="|",
         markersize=9,
         color="black",
@@ -239,26 +237,13 @@ MEASURED_NAME, PUBLISHED_NAME = "measured here, 95 % interval", "as published"
 
 @dataclass(frozen=True)
 class Point:
-    """A network: its label, its name, its parameters (above 0) and its dice in [0, 1].
-
-    `low` and `high` are the ends of the interval of a measured dice, if it has one.
-    """
+    """A network: its label, its name, its parameters (above 0) and its dice in [0, 1]."""
 
     name: str
     network: str
     parameters: int
-    dice: float
+    dice: Estimate
     measured: bool = False
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """The interval, or (dice, dice) without one."""
-        return (
-            self.dice if self.low is None else self.low,
-            self.dice if self.high is None else self.high,
-        )
 
 
 @dataclass(frozen=True)
@@ -301,12 +286,10 @@ def _legend_share(levels: Sequence[Level]) -> float:
 def _points(axes: Axes, points: Sequence[Point], *, measured: bool) -> None:
     if not points:
         return
-    below = [max(0.0, point.dice - point.span[0]) for point in points]
-    above = [max(0.0, point.span[1] - point.dice) for point in points]
     axes.errorbar(
         [point.parameters for point in points],
-        [point.dice for point in points],
-        yerr=(below, above) if measured else None,
+        [point.dice.value for point in points],
+        yerr=interval_lengths([point.dice for point in points]) if measured else None,
         fmt="D" if measured else "o",
         color=MEASURED if measured else GREY,
         markerfacecolor=MEASURED if measured else "white",
@@ -323,7 +306,7 @@ def _join(axes: Axes, points: Sequence[Point]) -> None:
     for point in points:
         twin = _twin(point, points)
         if twin is not None:
-            ends = (point.parameters, twin.parameters), (point.dice, twin.dice)
+            ends = (point.parameters, twin.parameters), (point.dice.value, twin.dice.value)
             axes.plot(*ends, color=GREY, linewidth=0.7, zorder=2)
 
 
@@ -337,17 +320,20 @@ def _labels(points: Sequence[Point]) -> list[Label]:
     """Labels of the measured points, then of the published points without a measured one."""
     measured = {point.network for point in points if point.measured}
     shown = [point for point in points if point.measured or point.network not in measured]
-    order = sorted(shown, key=lambda point: (not point.measured, point.parameters, point.dice))
-    return [Label(p.name, p.parameters, p.dice, "bold" if p.measured else "normal") for p in order]
+    order = sorted(shown, key=lambda p: (not p.measured, p.parameters, p.dice.value))
+    return [
+        Label(p.name, p.parameters, p.dice.value, "bold" if p.measured else "normal") for p in order
+    ]
 
 
 def _bars(axes: Axes, points: Sequence[Point], levels: Sequence[Level]) -> list[Bbox]:
     """Boxes of the points with their intervals, and of the baselines, in pixels."""
     boxes = []
     for point in points:
-        (x, low), (_, high) = axes.transData.transform([(point.parameters, y) for y in point.span])
+        (x, low), (_, y), (_, high) = axes.transData.transform(
+            [(point.parameters, dice) for dice in point.dice]
+        )
         boxes += [Bbox([[x - 2, low], [x + 2, high]])] if point.measured else []
-        y = axes.transData.transform((point.parameters, point.dice))[1]
         boxes.append(Bbox([[x - 7, y - 7], [x + 7, y + 7]]))
     for level in levels:
         y = axes.transData.transform((1, level.dice))[1]
@@ -357,7 +343,7 @@ def _bars(axes: Axes, points: Sequence[Point], levels: Sequence[Level]) -> list[
 
 def _dress_scatter(axes: Axes, points: Sequence[Point], levels: Sequence[Level]) -> None:
     counts = [point.parameters for point in points]
-    heights = [end for point in points for end in point.span] + [level.dice for level in levels]
+    heights = [end for p in points for end in p.dice.ends] + [level.dice for level in levels]
     room = ROOM * max(0.1, max(heights) - min(heights))
     axes.set_xscale("log")
     axes.set_xlim(min(counts) / 2.2, max(counts) * 3)
@@ -448,20 +434,13 @@ def _epoch_line(axes: Axes, metrics: pd.DataFrame, column: str, name: str, numbe
 
 @dataclass(frozen=True)
 class CostPoint:
-    """A training: its name, its score with its interval, and its costs by `CostPanel.cost`.
+    """A training: its name, its score on held-out images in [0, 1], its costs by `CostPanel.cost`.
 
-    Args:
-        name: Name of the training.
-        score: Score on its held-out images, in [0, 1].
-        low: Lower end of the 95 % interval; None without one.
-        high: Upper end of the 95 % interval; None without one.
-        costs: Costs above 0; None if not recorded.
+    Costs are above 0; None if not recorded.
     """
 
     name: str
-    score: float
-    low: float | None
-    high: float | None
+    score: Estimate
     costs: dict[str, float | None]
 
 
@@ -506,11 +485,10 @@ def draw_costs(
 
 
 def _cost_point(axes: Axes, point: CostPoint, panel: CostPanel, style: Look, scale: float) -> None:
-    low, high = _ends(point)
     axes.errorbar(
         [_cost(point, panel)],
-        [scale * point.score],
-        yerr=[[max(0.0, scale * (point.score - low))], [max(0.0, scale * (high - point.score))]],
+        [scale * point.score.value],
+        yerr=interval_lengths([point.score], scale),
         fmt=style.marker,
         color=style.colour,
         markersize=6,
@@ -526,15 +504,8 @@ def _cost(point: CostPoint, panel: CostPanel) -> float:
     return cost
 
 
-def _ends(point: CostPoint) -> tuple[float, float]:
-    return (
-        point.score if point.low is None else point.low,
-        point.score if point.high is None else point.high,
-    )
-
-
 def _score_limits(points: Sequence[CostPoint], scale: float) -> tuple[float, float]:
-    ends = [end for point in points for end in _ends(point)]
+    ends = [end for point in points for end in point.score.ends]
     room = _ROOM * max(0.1, max(ends) - min(ends))
     return scale * max(0.0, min(ends) - room), scale * min(1.0, max(ends) + room)
 
@@ -557,9 +528,9 @@ def _dress_costs(axes: Axes, points: Sequence[CostPoint], panel: CostPanel) -> N
 
 def _label_costs(axes: Axes, points: Sequence[CostPoint], panel: CostPanel, scale: float) -> None:
     labels, bars = [], []
-    for point in sorted(points, key=lambda p: (_cost(p, panel), p.score)):
-        x, ends = _cost(point, panel), _ends(point)
-        labels.append(Label(wrapped(point.name, LABEL_WIDTH), x, scale * point.score))
-        (left, low), (_, high) = axes.transData.transform([(x, scale * end) for end in ends])
+    for point in sorted(points, key=lambda p: (_cost(p, panel), p.score.value)):
+        x, score = _cost(point, panel), point.score
+        labels.append(Label(wrapped(point.name, LABEL_WIDTH), x, scale * score.value))
+        (left, low), (_, high) = axes.transData.transform([(x, scale * end) for end in score.ends])
         bars.append(Bbox([[left - 4, low - 2], [left + 4, high + 2]]))
     place_labels(axes, labels, bars)

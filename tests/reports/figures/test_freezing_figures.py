@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robustcli.reports.figures.canvas import MARKED_UP_TO, save_figure
+from robustcli.reports.figures.canvas import MARKED_UP_TO, Estimate, save_figure
 from robustcli.reports.figures.freezing_figures import (
     LABELLED_LINES,
     MOST_TICKS,
@@ -284,18 +284,20 @@ def test_the_moment_of_freezing_is_marked_on_both_axes(monkeypatch: pytest.Monke
 
 
 RULES = [
-    RulePoint("nothing frozen", "state-space blocks", (-1, 0, 1), (0.82, 0.86, 0.89)),
+    RulePoint(
+        "nothing frozen", "state-space blocks", Estimate(-1, 0, 1), Estimate(0.82, 0.86, 0.89)
+    ),
     *(
         RulePoint(
             f"below 1e-{n}",
             "state-space blocks",
-            (n - 4, n - 3.0, n - 2),
-            (0.8, 0.86 - n / 500, 0.9),
+            Estimate(n - 4, n - 3.0, n - 2),
+            Estimate(0.8, 0.86 - n / 500, 0.9),
         )
         for n in range(4, 8)
     ),
-    RulePoint("smallest 0.3", "all tensors", (8, 11, 14), (0.8, 0.84, 0.87)),
-    RulePoint("encoder.stages.*", "by name", (25, 31, 34), (0.83, 0.83, 0.83)),
+    RulePoint("smallest 0.3", "all tensors", Estimate(8, 11, 14), Estimate(0.8, 0.84, 0.87)),
+    RulePoint("encoder.stages.*", "by name", Estimate(25, 31, 34), Estimate.exact(0.83)),
 ]
 
 
@@ -313,13 +315,13 @@ def test_points_stand_where_the_numbers_are(monkeypatch: pytest.MonkeyPatch) -> 
     assert_no_overlap([*axes.texts, *figure.legends[0].texts])
 
 
-@pytest.mark.parametrize("saved", [(-3.0, -3.0, -3.0), (40.0, 40.0, 40.0)])
+@pytest.mark.parametrize("saved", [-3.0, 40.0])
 def test_one_rule_and_the_time_of_full_are_inside(
-    monkeypatch: pytest.MonkeyPatch, saved: tuple[float, float, float]
+    monkeypatch: pytest.MonkeyPatch, saved: float
 ) -> None:
-    points = [RulePoint("a", "by name", saved, (1.0, 1.0, 1.0))]
+    points = [RulePoint("a", "by name", Estimate.exact(saved), Estimate.exact(1.0))]
     figure = draw_figure(monkeypatch, lambda: draw_tradeoff(points, Path(), "dice (0 to 1)"))
     low, high = figure.axes[0].get_xlim()
-    assert low < min(0, saved[0])
-    assert high > max(0, saved[2])
+    assert low < min(0, saved)
+    assert high > max(0, saved)
     assert figure.axes[0].get_ylim()[1] <= 1.01

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.text import Annotation
 
+from robustcli.reports.figures.canvas import Estimate
 from robustcli.reports.figures.evaluation_figures import COUNTED_UP_TO, draw_confusions
 from robustcli.reports.figures.training_figures import (
     SPREAD,
@@ -92,13 +93,14 @@ def test_small_panels_can_be_read(monkeypatch: pytest.MonkeyPatch, count: int) -
         np.testing.assert_allclose(result, first.metrics[["epoch", "val_dice"]].to_numpy())
 
 
-PUBLISHED = [Point(p.model, p.model, p.parameters, p.dice) for p in table_one()]
+PUBLISHED = [Point(p.model, p.model, p.parameters, Estimate.exact(p.dice)) for p in table_one()]
 
 
 def measured_points(fall: float) -> list[Point]:
     return [
-        Point(p.name, p.name, p.parameters, p.dice - fall, True, p.dice - fall - 0.03, p.dice)
+        Point(p.name, p.name, p.parameters, Estimate(d - fall - 0.03, d - fall, d), measured=True)
         for p in PUBLISHED
+        for d in [p.dice.value]
     ]
 
 
@@ -118,8 +120,9 @@ def test_all_thirteen_points_can_be_read(
 
 
 def test_points_are_at_the_numbers_on_a_logarithmic_axis(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = Point("a (run)", "unet", 7_000, 0.7, True, 0.65, 0.76)
-    points = [Point("unet", "unet", 7_765_985, 0.8929), Point("b", "b", 50_000, 0.8), point]
+    point = Point("a (run)", "unet", 7_000, Estimate(0.65, 0.7, 0.76), measured=True)
+    published = (("unet", 7_765_985, 0.8929), ("b", 50_000, 0.8))
+    points = [Point(name, name, n, Estimate.exact(dice)) for name, n, dice in published] + [point]
     figure = draw_figure(monkeypatch, lambda: draw_scatter(points, [], Path()))
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
@@ -151,7 +154,10 @@ def test_counts_are_short_on_the_axis(count: float, name: str) -> None:
 
 def test_every_group_is_a_dot_at_its_dice(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.array([0.2, 0.9, 0.91, 1.0])
-    strips = [Strip("ulvm_v5", values, 0.75, 0.6, 0.9), Strip("otsu", values / 2, 0.4, None, None)]
+    strips = [
+        Strip("ulvm_v5", values, Estimate(0.6, 0.75, 0.9)),
+        Strip("otsu", values / 2, Estimate.exact(0.4)),
+    ]
     figure = draw_figure(monkeypatch, lambda: draw_strips(strips, "patient", Path()))
     assert_nothing_clipped(figure)
     (axes,) = figure.axes
@@ -216,7 +222,7 @@ def points(count: int) -> list[CostPoint]:
     """Returns trainings of nearly equal score and costs, the worst case for their labels."""
     return [
         CostPoint(
-            f"vmamba-pico (runs/{number})", 0.7 + 0.002 * number, 0.66, 0.74,
+            f"vmamba-pico (runs/{number})", Estimate(0.66, 0.7 + 0.002 * number, 0.74),
             {"parameters": 5e5 * 1.03**number, "epoch": 3.0 + 0.05 * number},
         )
         for number in range(count)
