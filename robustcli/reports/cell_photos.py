@@ -13,15 +13,13 @@ import pyarrow.parquet as pq
 from robustcli.evaluation.store import Store
 from robustcli.metrics.mask_scores import dice
 from robustcli.reports.findings import Findings
-from robustcli.reports.numbers import cell_label, fraction, percent
+from robustcli.reports.numbers import cell_label, confidence, fraction
 from robustcli.reports.statistics import ClassifierStatistics
 from robustcli.tasks.record import SamplePhoto, read_sample_photos
 from robustcli.transforms.base import CLEAN, Cell
 
 MOST_PHOTOS = 6
 """Default number of photos per cell in a page."""
-_NBSP = "\N{NO-BREAK SPACE}"
-_DIGITS = 1000  # probabilities are rounded like a share of 1000 images: one decimal
 
 
 @dataclass(frozen=True)
@@ -173,12 +171,11 @@ class _Reader:
     def _answer(self, model: str, sample: SamplePhoto, cell: Cell, row: pd.DataFrame) -> Answer:
         first = row.iloc[0]
         if self.findings.record.task == "cls":
-            sure = percent(float(first["probability"]), _DIGITS)
-            words = f"{self.names[int(first['prediction'])]} ({sure}{_NBSP}%)"
+            name = self.names[int(first["prediction"])]
+            words = f"{name} ({confidence(float(first['probability']))})"
             right = int(first["prediction"]) == int(first["target"])
             if not right:
-                of_target = percent(float(first["target_probability"]), _DIGITS)
-                words += f"; true class {of_target}{_NBSP}%"
+                words += f"; true class {confidence(float(first['target_probability']))}"
             return Answer(model, words, right)
         mask = sample.mask(self.findings.run, cell, model)
         words = f"dice {fraction(float(dice(row)[0]))}"

@@ -41,7 +41,7 @@ from robustcli.reports.figures.images import (
     draw_fields,
 )
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import MISSING, cell_label, is_missing, percent
+from robustcli.reports.numbers import MISSING, cell_label, confidence, is_missing
 from robustcli.reports.pages import Page, grid, in_ascii
 from robustcli.reports.statistics import bundled_names
 from robustcli.tasks.record import PANELS_FOLDER
@@ -198,8 +198,6 @@ PANELS_SHOWN = 24
 """Largest number of (photo, transform) pairs that are drawn; the run contains the arrays of all."""
 NETWORKS = {"erf": "as trained", "erf-untrained": "before training"}
 """Description of the network of a receptive field, by method."""
-_DIGITS = 1  # number of images for which a percentage has one decimal
-_NBSP = "\N{NO-BREAK SPACE}"
 _FILES_KEPT = 12  # files of arrays in memory: one per method
 
 
@@ -356,7 +354,7 @@ class PanelDrawer:
         if arrays.pictures is not None:
             reached: Any = row.get("picture_probability")
             if not is_missing(reached):
-                title += f" ({percent(reached, _DIGITS)}{_NBSP}%)"
+                title += f" ({confidence(reached)})"
             return MapTile(title, arrays.pictures[index])
         relevance = arrays.maps[index]
         if not np.isfinite(relevance).all():
@@ -389,7 +387,7 @@ def _sure(row: pd.Series) -> str:
     """The target class of a row with its probability, as text."""
     if is_missing(row["probability"]):
         return str(row["target_label"])
-    return f"{row['target_label']} ({percent(float(row['probability']), _DIGITS)}{_NBSP}%)"
+    return f"{row['target_label']} ({confidence(float(row['probability']))})"
 
 
 def _targets(rows: pd.DataFrame) -> tuple[pd.Series | None, pd.Series | None]:

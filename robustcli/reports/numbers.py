@@ -112,6 +112,11 @@ def probability(value: float) -> str:
     return "> 99.9 %" if 0.999 < value < 1 else f"{100 * value:.1f} %"
 
 
+def confidence(value: float) -> str:
+    """The probability that a model gives a class of one image, in percent with the sign."""
+    return f"{percent(value, 1)}\N{NO-BREAK SPACE}%"
+
+
 def statistic(value: float | None) -> str:
     """A statistic with two significant digits."""
     if value is None or is_missing(value):

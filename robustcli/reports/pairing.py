@@ -347,14 +347,14 @@ def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Dif
         shown = [
             ", ".join(f"{n} = {values.get(n, 'not set')}" for n in changed) for values in parameters
         ]
-        yield from _unlike(f"The parameters of {cells_in_words([key])}", having, shown)
+        yield from _unlike(f"The parameters of {_cell_name(key)}", having, shown)
 
 
 def _at_severity(key: CellKey, graded: Collection[str]) -> str:
     """The name of a cell, also for the full range of a transform in `graded`, with severities."""
     name, severity = key
     full_range = severity == 0 and name in graded
-    return f"`{name}` at its full range" if full_range else cells_in_words([key])
+    return f"`{name}` at its full range" if full_range else _cell_name(key)
 
 
 def _drawing(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
@@ -383,9 +383,8 @@ def _thresholds(runs: Sequence[EvaluatedRun], models: Sequence[ComparedModel]) -
     yield from _unlike("The probability threshold of the foreground", runs, shown)
 
 
-def cells_in_words(keys: Sequence[CellKey]) -> str:
-    """The first transforms by name, and the number of further ones."""
-    return _some([f"`{cell_label(*key)}`" for key in keys])
+def _cell_name(key: CellKey) -> str:
+    return f"`{cell_label(*key)}`"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -435,7 +434,7 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
         ]
         if lacking:
             unfinished += [
-                f"{cells_in_words([key])} of `{m.label}` ({n:,} of {m.run.expected:,} images)"
+                f"{_cell_name(key)} of `{m.label}` ({n:,} of {m.run.expected:,} images)"
                 for m, n in lacking
             ]
             paired.unfinished |= {m.label for m, _ in lacking}
@@ -452,7 +451,7 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
             paired.rows[model.label][key] = frame
     reasons = (
         ("Not finished", unfinished),
-        ("Different pixels after the transform", [cells_in_words([key]) for key in other_pixels]),
+        ("Different pixels after the transform", list(map(_cell_name, other_pixels))),
         ("Images with different pixels", sorted(changed_files)),
         ("Images of another class", sorted(other_classes)),
     )

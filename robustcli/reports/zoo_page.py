@@ -161,51 +161,48 @@ def draw_zoo_gallery(zoo: Zoo, out: Path) -> ZooGallery:
     )
 
 
+_SCORE_PANELS = {
+    "cls": (
+        EpochPanel("val_f1", "macro F1 (0 to 1)", "macro F1"),
+        EpochPanel("val_top1", "top-1 (0 to 1)", "top-1"),
+    ),
+    "seg": (
+        EpochPanel("val_dice", "dice (0 to 1)", "dice"),
+        EpochPanel("val_iou", "IoU (0 to 1)", "IoU"),
+    ),
+}
+_LOSS_PANELS = (
+    EpochPanel("train_loss", "loss", "training"),
+    EpochPanel("val_loss", "loss", "validation"),
+)
+_TIME_PANELS = (EpochPanel("seconds", "seconds of an epoch with its validation", from_zero=True),)
+_LOSSES = "Losses by epoch; different losses (see the recipes) cannot be compared."
+
+
 def _curves(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
     """The score, the losses and the time by epoch, each in one figure of all trainings."""
     trainings = [t for t in zoo.trainings if t.epochs]
     if not trainings:
         return ()
     courses = [(zoo.label(t), t.metrics) for t in trainings]
-    classifiers = trainings[0].record.task == "cls"
-    scores = (
-        (
-            EpochPanel("val_f1", "macro F1 (0 to 1)", "macro F1"),
-            EpochPanel("val_top1", "top-1 (0 to 1)", "top-1"),
-        )
-        if classifiers
-        else (
-            EpochPanel("val_dice", "dice (0 to 1)", "dice"),
-            EpochPanel("val_iou", "IoU (0 to 1)", "IoU"),
-        )
-    )
-    losses = (
-        EpochPanel("train_loss", "loss", "training"),
-        EpochPanel("val_loss", "loss", "validation"),
-    )
-    times = (EpochPanel("seconds", "seconds of an epoch with its validation", from_zero=True),)
+    scores = _SCORE_PANELS[trainings[0].record.task]
+    titles = " and ".join(panel.title for panel in scores)
     lacking = [zoo.label(t) for t in trainings if t.metrics[scores[0].column].isna().all()]
     missing = f" Not recorded for {', '.join(lacking)}." if lacking else ""
-    named = (
-        (
-            "score_by_epoch",
+    figures = {
+        "score_by_epoch": (
             scores,
-            f"{' and '.join(panel.title for panel in scores)} of the validation images, by "
-            f"epoch.{missing}",
+            f"{titles[0].upper()}{titles[1:]} of the validation images, by epoch.{missing}",
         ),
-        (
-            "loss_by_epoch",
-            losses,
-            "Losses by epoch; different losses (see the recipes) cannot be compared.",
-        ),
-        ("time_by_epoch", times, "Time of each epoch with its validation."),
-    )
+        "loss_by_epoch": (_LOSS_PANELS, _LOSSES),
+        "time_by_epoch": (_TIME_PANELS, "Time of each epoch with its validation."),
+    }
     pictures = []
-    for name, panels, words in named:
+    for name, (panels, caption) in figures.items():
         recorded = [p for p in panels if any(m[p.column].notna().any() for _, m in courses)]
-        draw_by_epoch(courses, recorded, out / f"figures/{name}.png")
-        caption = f"{words[0].upper()}{words[1:]}"
-        pictures.append(Picture(f"figures/{name}.png", caption))
+        picture = Picture(f"figures/{name}.png", caption)
+        draw_by_epoch(courses, recorded, out / picture.path)
+        pictures.append(picture)
     return tuple(pictures)
 
 
@@ -213,15 +210,11 @@ def _grids(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
     courses = [course_of(t, zoo.label(t)) for t in zoo.trainings if len(t.metrics)]
     if not courses:
         return ()
-    draw_course_grid(courses, "dice", out / "figures/dice_curves.png")
-    draw_course_grid(courses, "loss", out / "figures/loss_curves.png")
-    return (
-        Picture("figures/dice_curves.png", "Dice and IoU of the validation images, by epoch."),
-        Picture(
-            "figures/loss_curves.png",
-            "Losses by epoch; different losses (see the recipes) cannot be compared.",
-        ),
-    )
+    scores = Picture("figures/dice_curves.png", "Dice and IoU of the validation images, by epoch.")
+    losses = Picture("figures/loss_curves.png", _LOSSES)
+    draw_course_grid(courses, "dice", out / scores.path)
+    draw_course_grid(courses, "loss", out / losses.path)
+    return scores, losses
 
 
 _PANELS = (
