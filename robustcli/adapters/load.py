@@ -50,6 +50,7 @@ from robustcli.core.objects import names_url, path_here
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace, numbered_classes, read_label_space
 from robustcli.models.ablation import has_scan
+from robustcli.nnunet.files import is_results_folder
 
 _SHOWN = 5  # classes in a message
 
@@ -216,6 +217,12 @@ def _no_run(path: Path) -> UsageError:
             f"`{path}` is a file that does not contain the name of its network.",
             "",
             f"Pass the network as well: `--model NAME --weights {path}`.",
+        )
+    if is_results_folder(path):
+        return UsageError(
+            f"`{path}` is a results folder of nnU-Net, not the name of a model.",
+            "",
+            f"Pass the network as well, such as `--model umamba --weights {path}`.",
         )
     if path.is_dir():
         return UsageError(

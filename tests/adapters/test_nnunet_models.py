@@ -171,6 +171,12 @@ def test_the_plan_defines_the_network_without_options(tmp_path: Path, model: str
         assert_holds(recorded.network, source.state_dict())
 
 
+def test_the_folder_is_not_the_name_of_a_network(tmp_path: Path) -> None:
+    top = results(tmp_path, checkpoint(network()))
+    with pytest.raises(UsageError, match=r"(?s)results folder of nnU-Net.*--model umamba --weigh"):
+        load(ModelRequest(str(top)), "seg")
+
+
 def test_foreground_and_background_have_no_names(tmp_path: Path) -> None:
     top = results(tmp_path, checkpoint(network()))
     assert load(ModelRequest("umamba", top), "seg").classes == ()
