@@ -414,8 +414,8 @@ def explain(
         untrained: Whether to explain the network with its initial weights.
         classes: Class names in the order of the network's outputs, for a network of your own.
         options: Further fields of `robustcli.explanation.config.ExplainConfig` (`layer`, `sanity`,
-            `limit`, `seed`, `device`, `batch_size`, ...). `run_code=True` executes the Python and
-            TorchScript code that `run` names.
+            `limit`, `seed`, `device`, `devices`, `batch_size`, ...). `run_code=True` executes the
+            Python and TorchScript code that `run` names.
 
     Raises:
         UsageError: An argument names something that does not exist, or arguments contradict each
@@ -433,7 +433,7 @@ def explain(
             "data": data, "transforms": transforms, "images": images, "worst": worst,
             "class_name": class_name, "methods": methods, **options,
         },
-        taken=("models", "out", "source", "moved"),
+        taken=("models", "out", "source", "moved", "engine", "slurm", "address"),
     )  # fmt: skip
     requests = () if model is None else _requests(
         "explain", model, None if weights is None or run is not None else path_here(weights),

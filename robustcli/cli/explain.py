@@ -15,6 +15,7 @@ from robustcli.cli.stored_places import RunPlace
 from robustcli.cli.study import StudyCommand, config_option
 from robustcli.cli.terminal import ConsoleListener
 from robustcli.core.errors import UsageError
+from robustcli.core.ranks import ranks
 from robustcli.explanation.methods import METHODS
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ _run = together(
                  "[default: runs/explain-MODEL-HASH]"),
     options.seed,
     options.device,
+    options.devices,
     click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
                  show_default=True, help="Number format of the evaluation that finds the worst "
                  "photos; maps are always computed in fp32."),
@@ -120,8 +122,10 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     robust explain runs/eval-vmamba-pico-1a2b3c4d --worst 8 --method '*' --sanity
     robust explain --model vmamba-b --data DIR --transform perspective --class guacamole
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    config = _config(values)
-    with ConsoleListener(quiet=quiet, unit="maps") as listener:
+    config, first = _config(values), ranks().first
+    with ConsoleListener(quiet=quiet or not first, unit="maps") as listener:
+        if dry_run and not first:
+            return
         if dry_run:
             from robustcli.explanation.explaining import explain_forecast
 
@@ -130,7 +134,8 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
         from robustcli.explanation.explaining import explain
 
         run = explain(config, listener)
-    show(run, as_json=as_json, quiet=quiet)
+    if first:
+        show(run, as_json=as_json, quiet=quiet)
 
 
 def _config(values: dict[str, Any]) -> ExplainConfig:

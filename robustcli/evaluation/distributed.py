@@ -88,6 +88,14 @@ class Group:
         """Whether this is rank 0."""
         return self.place.rank == 0
 
+    def part(self, name: str) -> Group:
+        """The same ranks with separate messages, for one part of their work."""
+        if self.messages is None:
+            return self
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined,unused-ignore]
+
+        return Group(self.place, PrefixStore(name, self.messages), self.children)
+
     @contextmanager
     def alive(self, listener: Listener) -> Iterator[Listener]:
         """Context manager: sends heartbeats, reports an error to the other ranks, sums up progress.

@@ -29,7 +29,7 @@ from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import may_start_processes, usable_cores, versions
 from robustcli.core.names import counted
 from robustcli.core.ranks import Ranks, share_of_cores
-from robustcli.core.rundir import has_record
+from robustcli.core.rundir import BaseRunRecord, RunKind, has_record
 from robustcli.core.watchdog import Watchdog
 from robustcli.core.working_copy import helping, take_in
 from robustcli.data.dataset import reasons_in_lines
@@ -315,20 +315,20 @@ class PieceWorker:
         missing = self._plan.still_missing([self._plan.piece_of(plain) for plain in pieces])
         _compute(
             self._evaluation, self._models, self._record, missing, Silent(), self._group,
-            partial(_check_not_restarted, self._evaluation.run, self._record),
+            partial(check_not_restarted, EVALUATION, self._evaluation.run, self._record),
         )  # fmt: skip
 
 
-def _check_not_restarted(run: Path, record: RunRecord) -> None:
+def check_not_restarted(kind: RunKind[Any], run: Path, record: BaseRunRecord) -> None:
     """Raises RunError if another command has started `run` again since `record` was written.
 
     The process that plans may be dead, so that the others do not hear of it.
     """
-    if read_record(run).created != record.created:
+    if kind.read(run).created != record.created:
         raise RunError(
             f"`{run}` was started again by another command.",
-            "The rows of this process have the settings of the earlier command and must not be "
-            "mixed with the new rows.",
+            "The results of this process have the settings of the earlier command and must not be "
+            "mixed with the new results.",
             "No action is needed: this process ends.",
         )
 
@@ -352,7 +352,7 @@ def _follow(
 
     def check() -> None:
         if has_record(run):  # not on a machine that only uploads rows to an object store
-            _check_not_restarted(run, record)
+            check_not_restarted(EVALUATION, run, record)
 
     with helping(run):
         _compute(evaluation, models, record, pieces, listener, group, check)

@@ -23,7 +23,7 @@ from robustcli.core.errors import RunError
 from robustcli.core.seeds import identity_seed
 from robustcli.explanation.methods import ExplanationMethod
 from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
-from robustcli.explanation.record import Arrays, TargetKind
+from robustcli.explanation.record import Arrays, TargetKind, cells_of
 from robustcli.explanation.views import Places, View
 from robustcli.metrics.explanation_scores import (
     centroid_shift,
@@ -96,27 +96,37 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True)
 class MapRequest:
-    """One row to compute, for a view of photo number `photo` and a kind of target."""
+    """One row to compute, for a view of photo number `photo` and a kind of target.
+
+    `cell` is that of the view, and `file_cell` that of the file with the row.
+    """
 
     view: str
     cell: Cell
     photo: int
     kind: TargetKind
     key: Key
+    file_cell: Cell
 
 
 @dataclass
 class BlockExplanation:
     """Explains the photos of one block.
 
+    The maps of a method are computed in batches that depend only on the block and on all its cells,
+    so that they have the same bytes whichever files were finished before, and whichever process
+    computes them.
+
     Args:
         explained: The network.
         shuffled: The network with shuffled weights, for the sanity check; None for no check.
         views: The views of the block, by cell.
         answers: The predictions for the views, by cell.
-        places: For each transform that moves pixels and each photo, the position in the clean view
-            of each pixel of the transformed view; see `views.moved_places`.
-        regions: By cell, the object region (h, w) of each photo; None if it is unknown.
+        places: For each transform whose files are computed, if it moves pixels, and each photo: the
+            position in the clean view of each pixel of the transformed view; see
+            `views.moved_places`.
+        regions: For the same cells and the clean one, the object region (h, w) of each photo; None
+            if it is unknown.
         model: Name of the model.
         seed: Seed of the run.
         batch_size: Number of images per forward pass.
@@ -134,6 +144,7 @@ class BlockExplanation:
     batch_size: int
     limit: BatchLimit
     _results: dict[Key, Result] = field(default_factory=dict)
+    _batches: dict[str, list[list[MapRequest]]] = field(default_factory=dict)
 
     def explain(
         self, method: ExplanationMethod, cell: Cell, array_file: str, advance: Callable[[int], None]
@@ -144,7 +155,7 @@ class BlockExplanation:
             RunError: A map is not finite, because the gradients of the network are not.
         """
         requests = self._requests(method, cell)
-        self._compute(method, cell, requests, advance)
+        self._compute(method, requests, advance)
         order = list(dict.fromkeys(request.key for request in requests))
         index = {key: number for number, key in enumerate(order)}
         results = [self._results[key] for key in order]
@@ -184,7 +195,7 @@ class BlockExplanation:
             views.append(("transformed", cell))
         kinds: tuple[TargetKind, ...] = ("true", "predicted") if method.targeted else ("none",)
         return [
-            MapRequest(view, of, photo, kind, self._key(method, cell, of, photo, kind))
+            MapRequest(view, of, photo, kind, self._key(method, cell, of, photo, kind), cell)
             for photo in range(len(self.views[CLEAN].samples))
             for view, of in views
             for kind in kinds
@@ -207,14 +218,14 @@ class BlockExplanation:
             return int(self.answers[cell].predictions[photo])
         return None
 
-    def _target(self, cell: Cell, request: MapRequest) -> Tensor:
+    def _target(self, request: MapRequest) -> Tensor:
         """The target of `request`: a class (), or a mask (H, W) in its view.
 
         For methods without a target, the prediction for that view (of segmenters: all pixels),
         whose probability the insertion and deletion curves follow.
         """
         if self.explained.task == "cls":
-            target = self._class(cell, request.photo, request.kind)
+            target = self._class(request.file_cell, request.photo, request.kind)
             answer = int(self.answers[request.cell].predictions[request.photo])
             return torch.tensor(answer if target is None else target)
         if request.kind == "none":
@@ -232,34 +243,52 @@ class BlockExplanation:
 
     # Maps and their scores.
 
+    def _batches_of(self, method: ExplanationMethod) -> list[list[MapRequest]]:
+        """All maps of `method` in batches: first those of clean photos, shared by all cells."""
+        if method.name not in self._batches:
+            by_cell: dict[Cell, dict[Key, MapRequest]] = {CLEAN: {}}
+            cells = cells_of(method, self.views)
+            requests = [request for cell in cells for request in self._requests(method, cell)]
+            for request in sorted(requests, key=lambda request: request.cell != CLEAN):
+                if request.key not in by_cell[CLEAN]:
+                    by_cell.setdefault(request.cell, {}).setdefault(request.key, request)
+            size = self.batch_size
+            self._batches[method.name] = [
+                list(of_cell.values())[first : first + size]
+                for of_cell in by_cell.values()
+                for first in range(0, len(of_cell), size)
+            ]
+        return self._batches[method.name]
+
     def _compute(
-        self, method: ExplanationMethod, cell: Cell, requests: Sequence[MapRequest],
+        self, method: ExplanationMethod, requests: Sequence[MapRequest],
         advance: Callable[[int], None],
     ) -> None:  # fmt: skip
-        """Computes the missing results; results of clean photos are shared by all cells."""
-        new: dict[Key, MapRequest] = {}
-        for request in requests:
-            if request.key not in self._results:
-                new.setdefault(request.key, request)
-        order, start, total = list(new.items()), 0, len(requests)
-        shape = _size_in_words(self.views[CLEAN].pixels)
-        while start < len(order):
-            compute = partial(self._compute_part, method, cell, order[start:])
-            stop = start + self.limit.fitting(self.batch_size, compute, shape)
-            advance(total * stop // len(order) - total * start // len(order))
-            start = stop
-        if not new:
-            advance(len(requests))
+        """Computes the batches with missing results."""
+        missing = {request.key for request in requests if request.key not in self._results}
+        batches = [
+            batch
+            for batch in self._batches_of(method)
+            if any(request.key in missing for request in batch)
+        ]
+        total, shape = len(requests), _size_in_words(self.views[CLEAN].pixels)
+        for number, batch in enumerate(batches):
+            start = 0
+            while start < len(batch):
+                compute = partial(self._compute_part, method, batch[start:])
+                start += self.limit.fitting(self.batch_size, compute, shape)
+            advance(total * (number + 1) // len(batches) - total * number // len(batches))
+        if not batches:
+            advance(total)
 
     def _compute_part(
-        self, method: ExplanationMethod, cell: Cell, left: Sequence[tuple[Key, MapRequest]],
-        batch_size: int,
-    ) -> int:  # fmt: skip
-        """Adds the results of the first batch of `left`; returns their number."""
-        new = dict(left[:batch_size])
+        self, method: ExplanationMethod, left: Sequence[MapRequest], batch_size: int
+    ) -> int:
+        """Adds the results of the first `batch_size` of `left`; returns their number."""
+        new = {request.key: request for request in left[:batch_size]}
         device = self.explained.device
         pixels = torch.stack([self.views[w.cell].pixels[w.photo] for w in new.values()]).to(device)
-        targets = torch.stack([self._target(cell, request) for request in new.values()]).to(device)
+        targets = torch.stack([self._target(request) for request in new.values()]).to(device)
         seeds = [identity_seed(self.seed, *key, bits=63) for key in new]
         function = method.function()
         made: Attribution = function(

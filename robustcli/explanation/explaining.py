@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -36,11 +37,23 @@ from robustcli.core.names import canonical, counted
 from robustcli.core.rundir import has_record
 from robustcli.core.seeds import identity_seed
 from robustcli.core.watchdog import Watchdog
+from robustcli.core.working_copy import helping
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.evaluation.device import device_name
-from robustcli.evaluation.evaluate import evaluate, loader_workers, transform_record
-from robustcli.evaluation.plan import batches
+from robustcli.evaluation.distributed import (
+    Group,
+    count_devices,
+    group_of,
+    lost_processes,
+)
+from robustcli.evaluation.evaluate import (
+    check_not_restarted,
+    loader_workers,
+    run_evaluation,
+    transform_record,
+)
+from robustcli.evaluation.plan import PIECES_PER_RANK, batches
 from robustcli.explanation.block import BlockExplanation, answers_of
 from robustcli.explanation.config import BATCH_SIZES, BLOCK_PHOTOS, ExplainConfig
 from robustcli.explanation.inputs import (
@@ -64,6 +77,7 @@ from robustcli.explanation.record import (
     EXPLANATION,
     ChoiceRecord,
     ExplainRecord,
+    cells_of,
     is_done,
     read_explain_record,
     rows_path,
@@ -87,47 +101,114 @@ AnyModel = Classifier | Segmenter
 
 
 def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
+    """Calls `run_explanation` in all processes that `config` or a launcher (torchrun) requests."""
+    with group_of(config, run_explanation) as group:
+        return run_explanation(config, listener or Silent(), group)
+
+
+def run_explanation(config: ExplainConfig, listener: Listener, group: Group) -> Path:
     """Computes the missing maps of `config`; returns the run's folder.
 
+    Each process of `group` calls this function.
+
     Raises:
-        UsageError: A setting names something that does not exist, or settings contradict each
-            other.
+        UsageError: A setting names something that does not exist, settings contradict each other,
+            or the inputs of the processes differ.
         MachineError: The data or the weights of a finished run are not on this machine.
-        RunError: Some maps could not be computed; all others are kept.
+        RunError: Some maps could not be computed, or a process died; all others are kept.
     """
-    announcer = listener or Silent()
-    inputs = explain_inputs(config, announcer)
-    if config.fresh:
-        EXPLANATION.check_kept(inputs.run, [("RUN", config.source), *config.inputs])
-    choice = choice_of(inputs.config, inputs.source)
-    if choice.rule == "ids":
-        named_images(inputs.config.images, inputs.items)  # raises on unknown ids early
-    boxes = read_boxes(inputs.config.boxes, inputs.items, announcer.say)
-    _announce_choice(inputs, choice, announcer)
-    model: Any = inputs.load()
-    for note in model.notes:
-        announcer.say(note)
-    if isinstance(model, Segmenter) and (model.classes or inputs.config.mask_class is not None):
-        announcer.say(_explained_classes(inputs, model))
-    with _without_gradients(model.network):
-        explained = explained_network(inputs, model)
-        methods = _usable_methods(inputs, explained, model, announcer)
-        record = _new_record(inputs, model, methods, choice)
-        with EXPLANATION.held(inputs.run, announcer.say) as ownership:
-            record = EXPLANATION.open(inputs.run, record, fresh=inputs.config.fresh)
-            with EXPLANATION.closing(inputs.run) as ending:
-                images = _chosen_images(inputs, choice, announcer)
-                _keep_images(inputs.run, images)
-                work = _Work(
-                    inputs, model, explained, methods, images, boxes, record.block_size, announcer,
-                    BatchLimit(model, announcer.say),
-                )  # fmt: skip
-                failures = work.run(ownership.check)
-                if failures or not _is_whole(inputs, read_explain_record(inputs.run)):
-                    ending.status = "partial"
-            if failures:
-                raise _failed(failures)
+    with group.alive(listener) as announcer:
+        inputs = explain_inputs(config, announcer, group.place)
+        if config.fresh:
+            EXPLANATION.check_kept(inputs.run, [("RUN", config.source), *config.inputs])
+        choice = choice_of(inputs.config, inputs.source)
+        if choice.rule == "ids":
+            named_images(inputs.config.images, inputs.items)  # raises on unknown ids early
+        boxes = read_boxes(inputs.config.boxes, inputs.items, announcer.say)
+        _announce_choice(inputs, choice, announcer)
+        model: Any = inputs.load()
+        for note in model.notes:
+            announcer.say(note)
+        if isinstance(model, Segmenter) and (model.classes or inputs.config.mask_class is not None):
+            announcer.say(_explained_classes(inputs, model))
+        with _without_gradients(model.network):
+            explained = explained_network(inputs, model)
+            methods = _usable_methods(inputs, explained, model, announcer)
+            record = _new_record(inputs, model, methods, choice)
+            group.check_inputs(_shared_inputs(record, inputs.config))
+            work = _Work(inputs, model, explained, methods, boxes, announcer, group)
+            if group.first:
+                _lead(work, record, choice)
+            else:
+                _follow(work, choice)
     return inputs.run
+
+
+def _lead(work: _Work, record: ExplainRecord, choice: ChoiceRecord) -> None:
+    """At rank 0: opens the run, selects the photos, shares out the missing maps, closes the run."""
+    inputs, group, announcer = work.inputs, work.group, work.listener
+    with EXPLANATION.held(inputs.run, announcer.say) as ownership:
+        record = EXPLANATION.open(inputs.run, record, fresh=inputs.config.fresh)
+        with EXPLANATION.closing(inputs.run) as ending:
+            group.send("record", record.model_dump_json())
+            source = inputs.source or _evaluated(inputs, choice, announcer, group)
+            images = _chosen_images(inputs, choice, source, announcer)
+            _keep_images(inputs.run, images)
+            record = read_explain_record(inputs.run)
+            group.send("images", record.images)
+            blocks = dict(enumerate(batches(images, record.block_size)))
+            missing = work.missing(blocks)
+            left = sum(
+                len(blocks[n]) * rows_per_photo(*f) for n, files in missing.items() for f in files
+            )
+            total = len(images) * sum(rows_per_photo(*file) for file in work.files)
+            announcer.start(total, total - left)
+            units = group.share_out(units_of(missing, group.place.world))
+            failures, dead_ranks = work.run(blocks, units, ownership.check)
+            if not _is_whole(inputs, read_explain_record(inputs.run)):
+                ending.status = "partial"
+        lost = sum(map(len, work.missing(blocks).values()))
+        if dead_ranks and lost:
+            total = len(blocks) * len(work.files)
+            raise lost_processes(
+                dead_ranks, group.place.world, f"{lost} of {total} files with maps are missing.",
+                "The same command computes only the missing maps.",
+            )  # fmt: skip
+        if failures:
+            raise _failed(failures)
+
+
+def _follow(work: _Work, choice: ChoiceRecord) -> None:
+    """At a rank other than 0: computes its share of the maps."""
+    inputs, group = work.inputs, work.group
+    record = ExplainRecord.model_validate_json(group.receive("record"))
+    if inputs.source is None:
+        _evaluated(inputs, choice, work.listener, group)
+    images = [inputs.items[name] for name in group.receive("images")]
+    blocks = dict(enumerate(batches(images, record.block_size)))
+    with helping(inputs.run):
+        work.run(
+            blocks, group.share_out(()),
+            partial(check_not_restarted, EXPLANATION, inputs.run, record),
+        )  # fmt: skip
+
+
+def _shared_inputs(record: ExplainRecord, config: ExplainConfig) -> dict[str, Any]:
+    """The inputs that must be equal in all ranks."""
+    facts = record.model_dump(mode="json")
+    dataset, model = facts["dataset"], facts["model"]
+    return {
+        "images": {k: dataset[k] for k in ("digest", "contents", "images", "label_space")},
+        "model or weights": {k: v for k, v in model.items() if k != "scan_backend"},
+        "transforms": {
+            f"{t['name']}:{t['severity']}": t["parameters"] for t in facts["transforms"]
+        },
+        "settings": {
+            **{k: facts[k] for k in ("seed", "apply_at", "methods", "layer", "sanity", "choice")},
+            **{k: facts[k] for k in ("mask_class", "boxes")},
+            "batch_size": config.batch_size,
+        },
+    }
 
 
 def _explained_classes(inputs: ExplainInputs, model: Segmenter) -> str:
@@ -356,14 +437,14 @@ def _new_record(
 
 
 def _chosen_images(
-    inputs: ExplainInputs, choice: ChoiceRecord, listener: Listener
+    inputs: ExplainInputs, choice: ChoiceRecord, source: Path | None, listener: Listener
 ) -> tuple[Sample, ...]:
     """The photos to explain; unreadable photos are skipped with a message, unless named by id."""
     if choice.rule == "ids":
         chosen = named_images(inputs.config.images, inputs.items)
     elif choice.rule == "worst":
-        source = inputs.source or _evaluated(inputs, listener)
         assert choice.count is not None, "set by `choice_of`"
+        assert source is not None, "made by `_evaluated`"
         chosen = worst_images(
             source, inputs.name, inputs.task.name, inputs.changed_cells, inputs.items,
             choice.count,
@@ -389,13 +470,20 @@ def _chosen_images(
     return tuple(readable)
 
 
-def _evaluated(inputs: ExplainInputs, listener: Listener) -> Path:
-    """Evaluates the model, to select the worst photos; returns the folder of the evaluation."""
+def _evaluated(
+    inputs: ExplainInputs, choice: ChoiceRecord, listener: Listener, group: Group
+) -> Path | None:
+    """Evaluates the model in all ranks, if that is needed to select the worst photos.
+
+    Returns the folder of the evaluation.
+    """
+    if choice.rule != "worst":
+        return None
     out = inputs.run / "evaluation"
     count = inputs.dataset.images * len(inputs.cells)
     if not has_record(out):
         listener.say(f"Evaluating {counted(count, 'image')} to find them.")
-    return evaluate(inputs.config.evaluation(out), _Quiet(listener))
+    return run_evaluation(inputs.config.evaluation(out), _Quiet(listener), group.part("evaluation"))
 
 
 @dataclass(frozen=True)
@@ -434,12 +522,6 @@ def _keep_images(run: Path, images: Sequence[Sample]) -> None:
 # Computation of the missing maps.
 
 
-def cells_of(method: ExplanationMethod, cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """The cells with a file: each transform (the file includes the clean view), or only clean."""
-    changed = tuple(cell for cell in cells if cell != CLEAN)
-    return (CLEAN,) if method.kind == "model" or not changed else changed
-
-
 def files_of(
     methods: Sequence[ExplanationMethod], cells: Sequence[Cell]
 ) -> list[tuple[ExplanationMethod, Cell]]:
@@ -453,6 +535,32 @@ def rows_per_photo(method: ExplanationMethod, cell: Cell) -> int:
     return views * (2 if method.targeted else 1)
 
 
+MapFile = tuple[ExplanationMethod, Cell]
+Unit = tuple[int, str, list[tuple[str, int]]]
+"""Files that one process computes: number of the block, method, and transforms with severities."""
+
+
+def units_of(missing: Mapping[int, Sequence[MapFile]], ranks: int) -> list[Unit]:
+    """Divides the missing files of each block into enough units for `ranks` processes.
+
+    A unit has all transforms of a method, so that the maps of clean photos are computed once. With
+    few blocks and methods, the transforms are divided too.
+    """
+    cells: dict[tuple[str, int], list[tuple[str, int]]] = defaultdict(list)
+    for number, files in missing.items():
+        for method, cell in files:
+            cells[method.name, number].append((cell.transform, cell.severity))
+    parts = 1 if ranks == 1 else -(-ranks * PIECES_PER_RANK // max(1, len(cells)))
+    # The units of one method follow each other: they take about the same time.
+    order = list(dict.fromkeys(method for method, _ in cells))
+    return [
+        (number, method, of_unit)
+        for method, number in sorted(cells, key=lambda unit: order.index(unit[0]))
+        for first in range(min(parts, len(cells[method, number])))
+        if (of_unit := cells[method, number][first::parts])
+    ]
+
+
 @dataclass(frozen=True)
 class _Work:
     """Computes the maps of one command.
@@ -462,64 +570,69 @@ class _Work:
         model: The model, on its device.
         explained: The network of the model, in the form that methods need.
         methods: The methods of the command.
-        images: The photos to explain.
         boxes: Object boxes, see `views.read_boxes`.
-        block_size: Number of photos per file.
         listener: Receives messages and progress.
-        limit: Reduces the batch size when memory runs out.
+        group: The processes that share the work.
     """
 
     inputs: ExplainInputs
     model: AnyModel
     explained: ExplainedNetwork
     methods: Sequence[ExplanationMethod]
-    images: Sequence[Sample]
     boxes: Boxes
-    block_size: int
     listener: Listener
-    limit: BatchLimit
+    group: Group
 
-    def run(self, check: Any) -> list[RunError]:
-        """Computes the missing files; returns one error per failed file.
+    @property
+    def files(self) -> list[MapFile]:
+        """The method and cell of each file of a block."""
+        return files_of(self.methods, tuple(self.inputs.cells))
+
+    def missing(self, blocks: Mapping[int, Sequence[Sample]]) -> dict[int, list[MapFile]]:
+        """The missing files of each of `blocks`, without finished blocks."""
+        by_block = {
+            number: [file for file in self.files if not is_done(self._path(*file, number))]
+            for number in blocks
+        }
+        return {number: files for number, files in by_block.items() if files}
+
+    def run(
+        self, blocks: Mapping[int, Sequence[Sample]], units: Sequence[Unit],
+        check: Callable[[], None],
+    ) -> tuple[list[RunError], list[int]]:  # fmt: skip
+        """Computes the files of `units`, and waits at rank 0 for the other ranks.
 
         Args:
+            blocks: The photos of each block, by number.
+            units: The share of this rank, see `units_of`.
             check: Called before each write; raises if this process no longer owns the run.
+
+        Returns:
+            At rank 0, one error per file that could not be computed, and the ranks that died.
         """
-        blocks = dict(enumerate(batches(self.images, self.block_size)))
-        files = files_of(self.methods, tuple(self.inputs.cells))
-        missing = {
-            number: [file for file in files if not is_done(self._path(*file, number))]
-            for number in blocks
-        }
-        total = len(self.images) * sum(rows_per_photo(*file) for file in files)
-        left = sum(
-            len(blocks[number]) * rows_per_photo(*file)
-            for number in blocks
-            for file in missing[number]
-        )
-        self.listener.start(total, total - left)
-        needed = {
-            number: (samples, tuple(dict.fromkeys(cell for _, cell in missing[number])))
-            for number, samples in blocks.items()
-            if missing[number]
-        }
+        announce, order = partial(self.group.announce, listener=self.listener), self.files
+        assigned: dict[int, list[MapFile]] = defaultdict(list)
+        for number, name, cells in sorted(units, key=lambda unit: unit[0]):
+            assigned[number] += [(METHODS[name], Cell(*cell)) for cell in cells]
         shuffled = None
-        if self.inputs.config.sanity and needed:
+        if self.inputs.config.sanity and assigned:
             shuffled = self.explained.shuffled(identity_seed("sanity", self.inputs.config.seed))
-        failures: list[RunError] = []
-        workers = loader_workers(self.inputs.config, self.inputs.device, 1)
-        with Watchdog(self.listener.say) as watchdog:
-            for made in block_views(
-                self.inputs, self.model, needed, workers, watchdog, self.listener
-            ):
+        failures: list[tuple[int, int, tuple[str, str, str]]] = []
+        workers = loader_workers(
+            self.inputs.config, self.inputs.device, self.group.place.local_world
+        )
+        limit, needed = BatchLimit(self.model, announce), {n: blocks[n] for n in assigned}
+        with Watchdog(announce) as watchdog:
+            for made in block_views(self.inputs, self.model, needed, workers, watchdog, announce):
                 if made.unreadable:
-                    name, reason = made.unreadable[0]
+                    image_id, reason = made.unreadable[0]
                     raise RunError(
-                        f"`{name}` can no longer be read.", reason,
+                        f"`{image_id}` can no longer be read.", reason,
                         "Restore the file and repeat the command: all finished maps are kept.",
                     )  # fmt: skip
-                block = self._block(made, shuffled)
-                for method, cell in missing[made.number]:
+                files = sorted(assigned[made.number], key=order.index)
+                block = self._block(made, [cell for _, cell in files], shuffled, limit)
+                for method, cell in files:
                     path = self._path(method, cell, made.number)
                     file = path.with_suffix(".npz").relative_to(self.inputs.run).as_posix()
                     try:
@@ -527,32 +640,40 @@ class _Work:
                             rows, arrays = block.explain(method, cell, file, self.listener.advance)
                     except (RunError, UsageError) as error:
                         # Also of a method that only this photo shows not to fit the network.
-                        failures.append(RunError(error.what, error.why, error.todo))
+                        words = (error.what, error.why, error.todo)
+                        failures.append((made.number, order.index((method, cell)), words))
                     else:
                         check()
                         write_block(path, rows, arrays)
-        return failures
+        of_ranks, dead_ranks = self.group.collect("failures", failures)
+        found = sorted(failure for failed in of_ranks.values() for failure in failed)
+        return [RunError(*words) for *_, words in found], dead_ranks
 
     def _path(self, method: ExplanationMethod, cell: Cell, number: int) -> Path:
         return rows_path(self.inputs.run, self.inputs.name, method.name, cell, number)
 
-    def _block(self, made: BlockViews, shuffled: ExplainedNetwork | None) -> BlockExplanation:
+    def _block(
+        self, made: BlockViews, cells: Sequence[Cell], shuffled: ExplainedNetwork | None,
+        limit: BatchLimit,
+    ) -> BlockExplanation:  # fmt: skip
+        """The explanation of a block, of which the files of `cells` are computed."""
         size = self.batch_size
         threshold = 0.5
         if isinstance(self.model, Segmenter):
             threshold = self.model.preprocessing.threshold
-        places, geometry = self._places(made.views), self._geometry
+        computed = {cell: made.views[cell] for cell in dict.fromkeys([CLEAN, *cells])}
+        places, geometry = self._places(computed), self._geometry
         regions = {
             cell: _regions(view, self.boxes, geometry, places.get(cell), made.views[CLEAN])
-            for cell, view in made.views.items()
+            for cell, view in computed.items()
         }
         answers = {
-            cell: answers_of(self.explained, view, self.limit, batch_size=size, threshold=threshold)
+            cell: answers_of(self.explained, view, limit, batch_size=size, threshold=threshold)
             for cell, view in made.views.items()
         }
         return BlockExplanation(
             self.explained, shuffled, made.views, answers, places, regions, self.inputs.name,
-            self.inputs.config.seed, size, self.limit,
+            self.inputs.config.seed, size, limit,
         )  # fmt: skip
 
     @property
@@ -617,7 +738,10 @@ def _failed(failures: Sequence[RunError]) -> RunError:
 
 @dataclass(frozen=True)
 class ExplainForecast:
-    """The forecast of `--dry-run`: numbers of photos, maps, and predictions to select photos."""
+    """The forecast of `--dry-run`: numbers of photos, maps, and predictions to select photos.
+
+    `processes` is the number of processes that would share the work.
+    """
 
     out: str
     model: str
@@ -627,6 +751,7 @@ class ExplainForecast:
     methods: list[str]
     rows: int
     predictions: int
+    processes: int
 
     def as_json(self) -> str:
         """The forecast as one JSON object."""
@@ -643,6 +768,8 @@ class ExplainForecast:
             f"Maps:        {self.rows:,} (photo x view x class x method; equal ones are computed "
             "once)",
         ]
+        if self.processes > 1:
+            lines.append(f"Processes:   {self.processes}")
         if self.predictions:
             lines.append(f"Predictions: {self.predictions:,} to find the photos")
         return "\n".join(lines)
@@ -679,4 +806,5 @@ def explain_forecast(config: ExplainConfig, listener: Listener) -> ExplainForeca
          for c in inputs.changed_cells],
         [method.name for method in methods], rows,
         inputs.dataset.images * len(cells) if evaluates else 0,
+        count_devices(config.devices, config.device),
     )  # fmt: skip

@@ -22,6 +22,7 @@ from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName, canonical, find, matching, nearest
+from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import check_folder, has_record
 from robustcli.core.seeds import identity_seed
 from robustcli.data.dataset import Sample
@@ -93,8 +94,10 @@ class ExplainInputs:
         return tuple(cell for cell in self.cells if cell != CLEAN)
 
 
-def explain_inputs(config: ExplainConfig, listener: Listener) -> ExplainInputs:
-    """Resolves the names in `config`.
+def explain_inputs(
+    config: ExplainConfig, listener: Listener, place: Ranks | None = None
+) -> ExplainInputs:
+    """Resolves the names in `config`; `place` determines the device of this process.
 
     Raises:
         UsageError: A setting names something that does not exist, or settings contradict each
@@ -102,7 +105,7 @@ def explain_inputs(config: ExplainConfig, listener: Listener) -> ExplainInputs:
         MachineError: The data or the weights of a finished run are not on this machine.
     """
     if config.source is not None:
-        return _of_run(config, config.source, listener)
+        return _of_run(config, config.source, listener, place)
     if not config.models:
         raise UsageError(
             "`robust explain` needs a model or a finished run.",
@@ -115,7 +118,7 @@ def explain_inputs(config: ExplainConfig, listener: Listener) -> ExplainInputs:
     _check(config)
     # With `--class`, `--limit` counts images of the class.
     opened = replace(config, limit=None) if config.class_name is not None else config
-    evaluation = look_up(opened, listener)
+    evaluation = look_up(opened, listener, place)
     config = replace(config, out=evaluation.run)
     (request,) = config.models
     data = evaluation.data
@@ -166,7 +169,9 @@ def _check(config: ExplainConfig) -> None:
 # Inputs from a finished evaluation.
 
 
-def _of_run(config: ExplainConfig, run: Path, listener: Listener) -> ExplainInputs:
+def _of_run(
+    config: ExplainConfig, run: Path, listener: Listener, place: Ranks | None
+) -> ExplainInputs:
     if has_record(run / "test"):  # a training: its evaluation on held-out images
         run = run / "test"
     record = read_record(run)
@@ -188,7 +193,7 @@ def _of_run(config: ExplainConfig, run: Path, listener: Listener) -> ExplainInpu
     cells = _chosen_cells(config, run, name, record, known, listener)
     recorded = next(model for model in record.models if model.name == name)
     request = models.requests[record.models.index(recorded)]
-    device = choose_device(config.device)
+    device = choose_device(config.device, place)
     if note := unused_gpu(config.device, device):
         listener.say(note)
     space = answers_in(request) if record.task == "cls" else None

@@ -8,7 +8,7 @@ the arrays. The arrays are written first, so both files exist if the Parquet fil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,9 @@ from robustcli.core.names import model_folder
 from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
 from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.store import rows_in, write_rows
+from robustcli.explanation.methods import ExplanationMethod
 from robustcli.tasks.record import DatasetRecord, EvaluatedPart, ModelRecord, dataset_differences
-from robustcli.transforms.base import Cell
+from robustcli.transforms.base import CLEAN, Cell
 
 # `run.json`.
 
@@ -201,6 +202,12 @@ class Arrays:
     image_ids: tuple[str, ...]
     views: tuple[str, ...]
     pictures: NDArray[np.uint8] | None = None
+
+
+def cells_of(method: ExplanationMethod, cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """The cells with a file: each transform (its file has clean maps too), or only clean."""
+    changed = tuple(cell for cell in cells if cell != CLEAN)
+    return (CLEAN,) if method.kind == "model" or not changed else changed
 
 
 def rows_path(run: Path, model: str, method: str, cell: Cell, block: int) -> Path:

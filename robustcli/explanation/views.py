@@ -20,7 +20,6 @@ from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.preprocessing import Preprocessing, centre_crop, grey
 from robustcli.adapters.segmenter import Segmenter, native_window, padded_to_window
 from robustcli.core.errors import RobustError, UsageError
-from robustcli.core.listener import Listener
 from robustcli.core.watchdog import Watchdog
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import decode
@@ -31,7 +30,7 @@ from robustcli.evaluation.plan import Piece, parts_of
 from robustcli.explanation.inputs import ExplainInputs, mask_class_number
 from robustcli.metrics.explanation_scores import box_region
 from robustcli.tasks.base import Batch
-from robustcli.transforms.base import CLEAN, Cell, Image
+from robustcli.transforms.base import Cell, Image
 from robustcli.transforms.registry import TransformCell, image_seed
 
 Boxes = Mapping[str, Sequence[tuple[float, float, float, float]]]
@@ -67,27 +66,24 @@ class BlockViews:
 
 
 def block_views(
-    inputs: ExplainInputs, model: Classifier | Segmenter,
-    blocks: Mapping[int, tuple[Sequence[Sample], Sequence[Cell]]], workers: int,
-    watchdog: Watchdog, listener: Listener,
+    inputs: ExplainInputs, model: Classifier | Segmenter, blocks: Mapping[int, Sequence[Sample]],
+    workers: int, watchdog: Watchdog, say: Callable[[str], None],
 ) -> Iterator[BlockViews]:  # fmt: skip
     """Yields the views of each of `blocks` as soon as all views of the block are loaded.
 
     Args:
         inputs: The inputs of the explanation.
         model: The model, on its device.
-        blocks: Photos and needed cells of each block, by number. The clean cell is always included.
+        blocks: Photos of each block, by number.
         workers: Number of processes that load images.
         watchdog: Observes these processes.
-        listener: Receives messages of these processes, e.g. when memory runs out.
+        say: Receives messages of these processes, e.g. when memory runs out.
     """
     name = model.facts.name
     pieces = []
-    for number, (samples, cells) in blocks.items():
-        needed = dict.fromkeys([CLEAN, *cells])
-        pieces.append(
-            Piece(number, tuple(samples), dict.fromkeys(needed, (name,)), dict.fromkeys(needed, ()))
-        )
+    for number, samples in blocks.items():
+        models, measures = dict.fromkeys(inputs.cells, (name,)), dict.fromkeys(inputs.cells, ())
+        pieces.append(Piece(number, tuple(samples), models, measures))
     if not pieces:
         return
     preparation = inputs.task.preparation({name: model}, inputs.cells, inputs.config)
@@ -102,13 +98,13 @@ def block_views(
             raise batch
         if isinstance(batch, Notice):
             if batch.text not in notices:
-                listener.say(batch.text)
+                say(batch.text)
             notices.add(batch.text)
             continue
-        samples, cells = blocks[batch.block]
+        samples = blocks[batch.block]
         parts = waiting.setdefault(batch.block, {})
         parts.setdefault(batch.cell, []).append(batch)
-        if len(parts) == len({CLEAN, *cells}) and all(map(_is_whole, parts.values())):
+        if len(parts) == len(inputs.cells) and all(map(_is_whole, parts.values())):
             del waiting[batch.block]
             by_id = {sample.image_id: sample for sample in samples}
             unreadable = tuple(pair for part in parts[batch.cell] for pair in part.unreadable)
