@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import indent
@@ -94,6 +94,20 @@ class UsageErrors:
         errors = list(self._errors.values())
         if errors:
             raise errors[0] if len(errors) == 1 else CombinedUsageError(errors)
+
+
+_KINDS = {kind.__name__: kind for kind in (RobustError, RunError, UsageError, MachineError)}
+
+
+def as_plain(error: RobustError) -> dict[str, str]:
+    """`error` as a JSON-serialisable dictionary, for `raised_again` in another process."""
+    kind = next(name for name in reversed(_KINDS) if isinstance(error, _KINDS[name]))
+    return {"kind": kind, "what": error.what, "why": error.why, "todo": error.todo}
+
+
+def raised_again(error: Mapping[str, str], sender: str = "") -> RobustError:
+    """The error in the dictionary from `as_plain`; its message starts with `sender`."""
+    return _KINDS[error["kind"]](sender + error["what"], error["why"], error["todo"])
 
 
 def first_line(error: BaseException, most: int = 200) -> str:

@@ -28,7 +28,7 @@ import torch
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.core.children import end_children, job_of_parent, start_child
-from robustcli.core.errors import MachineError, RobustError, RunError, UsageError
+from robustcli.core.errors import RobustError, RunError, UsageError, as_plain, raised_again
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import versions
 from robustcli.core.ranks import Ranks, ranks, store
@@ -42,7 +42,6 @@ RANK_SILENCE_SECONDS = 60.0  # a rank without a heartbeat for this long counts a
 _POLL_SECONDS = 0.1
 _END_SECONDS = 10.0  # until child processes are killed at the end
 _CHILD = "robustcli.evaluation.distributed:help_first"
-_KINDS = {kind.__name__: kind for kind in (RobustError, RunError, UsageError, MachineError)}
 
 
 class DevicesConfig(Protocol):
@@ -117,8 +116,8 @@ class Group:
         except FirstProcessFailed:
             raise
         except BaseException as error:
-            self._fail({"kind": "RunError", "what": f"It ended with {type(error).__name__}.",
-                        "why": str(error)[:500], "todo": "Check its output."})  # fmt: skip
+            what = f"It ended with {type(error).__name__}."
+            self._fail(as_plain(RunError(what, str(error)[:500], "Check its output.")))
             raise
         finally:
             self._stop.set()
@@ -273,9 +272,10 @@ class Group:
     def _raise_error_of(self, rank: int) -> None:
         assert self.messages is not None
         error = json.loads(self.messages.get(f"error/{rank}"))
+        raised = raised_again(error, f"Process {rank} of {self.place.world} ({error['host']}): ")
         if rank == 0:
-            raise FirstProcessFailed(_KINDS[error["kind"]].exit_code)
-        raise raised_again(error, f"Process {rank} of {self.place.world} ({error['host']}): ")
+            raise FirstProcessFailed(raised.exit_code)
+        raise raised
 
     def _dead(self, dead_ranks: Sequence[int]) -> RunError:
         return RunError(
@@ -283,17 +283,6 @@ class Group:
             "It was killed (possibly out of memory), or its machine is not reachable.",
             "Check its output. The same command continues the run.",
         )
-
-
-def as_plain(error: RobustError) -> dict[str, str]:
-    """`error` as a JSON-serialisable dictionary, for `raised_again` in another process."""
-    kind = next(name for name in reversed(_KINDS) if isinstance(error, _KINDS[name]))
-    return {"kind": kind, "what": error.what, "why": error.why, "todo": error.todo}
-
-
-def raised_again(error: Mapping[str, str], sender: str) -> RobustError:
-    """The error in the dictionary from `as_plain`; its message starts with `sender`."""
-    return _KINDS[error["kind"]](sender + error["what"], error["why"], error["todo"])
 
 
 def lost_processes(dead_ranks: Sequence[int], world: int, lost: str, todo: str) -> RunError:

@@ -20,12 +20,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from robustcli.core.errors import MachineError, RobustError, UsageError, first_line
+from robustcli.core.errors import (
+    MachineError,
+    RobustError,
+    UsageError,
+    as_plain,
+    first_line,
+    raised_again,
+)
 from robustcli.core.listener import Listener
 from robustcli.core.ranks import ranks
 from robustcli.core.working_copy import send_written
 from robustcli.evaluation.config import EngineName, EvalConfig
-from robustcli.evaluation.distributed import as_plain, raised_again
 from robustcli.evaluation.plan import EvaluationPlan, Piece, share_of, shared
 from robustcli.evaluation.store import Store
 from robustcli.transforms.base import Cell

@@ -24,11 +24,10 @@ from typing import Any, Literal, TextIO
 import torch
 
 from robustcli.core.children import end_children, how_ended, job_of_parent, start_child
-from robustcli.core.errors import RobustError, RunError, first_line
+from robustcli.core.errors import RobustError, RunError, as_plain, first_line, raised_again
 from robustcli.core.listener import Listener
 from robustcli.core.ranks import ranks
 from robustcli.core.signals import interruptible, was_interrupted
-from robustcli.evaluation.distributed import as_plain, raised_again
 from robustcli.training.processes import GRACE, helped_run
 from robustcli.training.trainer import machine
 
@@ -139,7 +138,7 @@ class _Child:
                 "The same command continues from its last finished epoch.",
             )
         if end.get("plain") is not None:
-            return raised_again(end["plain"], "")
+            return raised_again(end["plain"])
         if end.get("what") is not None:
             error = RuntimeError(end["what"])
             error.add_note(end["traceback"])

@@ -268,7 +268,7 @@ def test_a_profile_only_run_equals_the_profile_of_the_mode_that_freezes(
 
 
 def test_a_profile_from_a_file_freezes_before_the_first_step(
-    make_config: MakeConfig, weights: Path, finished_run: Run
+    make_config: MakeConfig, weights: Path, finished_run: Run, blank_figures: None
 ) -> None:
     profile = finished_run[0] / "gradients.parquet"
     config = make_config(mode="freeze", rule=HALF_RULE, profile=profile, epochs=1)
