@@ -38,6 +38,7 @@ from robustcli.training.recipes import (
     Photowise,
     Recipe,
     class_recipe_for,
+    shortened_recipe,
     usual_class_recipe,
 )
 from robustcli.training.record import SplitRecord
@@ -224,7 +225,9 @@ def class_recipe(
         kind="recipe of classifiers", listing="robust list recipes",
     )  # fmt: skip
     model, family = ("", "") if entry is None else (entry.network, entry.family)
-    recipe = class_recipe_for(name, model, family, quick=config.quick)
+    recipe = class_recipe_for(name, model, family)
+    if config.quick:
+        recipe = shortened_recipe(recipe)
     if config.target is not None:
         changes["photos"] = _with_target(recipe, config.target)
     return replace(recipe, **changes, precision=config.precision or recipe.precision)

@@ -302,7 +302,7 @@ def usual_class_recipe(data: str) -> str:
     return BUNDLED_CLASSES if data == BUNDLED_CLASSES else _CLASSES.name
 
 
-def class_recipe_for(name: str, model: str, family: str, *, quick: bool = False) -> Recipe:
+def class_recipe_for(name: str, model: str, family: str) -> Recipe:
     """The recipe `name` of CLASS_RECIPES with the values for the network `model` of `family`."""
     recipe = CLASS_RECIPES[name]
     if name == "fair":
@@ -312,22 +312,16 @@ def class_recipe_for(name: str, model: str, family: str, *, quick: bool = False)
         outputs = VIM_OUTPUTS if family == "vim" else None
         photos = replace(recipe.photos, outputs=outputs, expected_top1=PUBLISHED_TOP1.get(model))
         recipe = replace(recipe, photos=photos)
-    return shortened_recipe(recipe) if quick else recipe
+    return recipe
 
 
 def recipe_for(model: str, protocol: Protocol, data: str, *, quick: bool = False) -> Recipe:
     """The default recipe of `model` for the data set `data`."""
-    if protocol == "patient" and data == BUNDLED:
-        return _for_the_bundled(own_recipe(model), model, quick)
-    if protocol == "patient":
-        return own_recipe(model, quick=quick)
-    recipe = PAPER_RECIPES.get(model, _NOT_IN_THE_PAPER)
-    return shortened_recipe(recipe) if quick else recipe
-
-
-def own_recipe(model: str, *, quick: bool = False) -> Recipe:
-    """Our recipe for `model` under protocol `patient`, for data of any size."""
     recipe = PATIENT_RECIPES.get(model, _PATIENT)
+    if protocol == "paper":
+        recipe = PAPER_RECIPES.get(model, _NOT_IN_THE_PAPER)
+    elif data == BUNDLED:
+        return _for_the_bundled(recipe, model, quick)
     return shortened_recipe(recipe) if quick else recipe
 
 
@@ -408,23 +402,19 @@ def _describe_photos(photos: Photowise) -> str:
     return "".join(f" {part}" for part in parts)
 
 
-def recipe_named(name: str, model: str, *, quick: bool = False) -> Recipe:
-    """The segmenter recipe `name`.
+def recipe_named(name: str, model: str) -> Recipe:
+    """The recipe `name` for the segmenter `model`, for data of any size.
 
     Raises:
         UsageError: The recipe does not exist; the message lists the nearest names.
     """
+    recipes = {**NAMED_RECIPES, OWN_RECIPE: PATIENT_RECIPES.get(model, _PATIENT)}
     if name in CLASS_RECIPES:
         raise UsageError(
             f"`--recipe {name}` is for classifiers.",
             f"`{model}` is a segmenter.",
             "The training of segmenters as in the paper is `--protocol paper`."
             if name == "paper"
-            else f"Use one of {', '.join(f'`{known}`' for known in (*NAMED_RECIPES, OWN_RECIPE))}.",
+            else f"Use one of {', '.join(f'`{known}`' for known in recipes)}.",
         )
-    names = (*NAMED_RECIPES, OWN_RECIPE)
-    registered = find(name, names, kind="recipe", listing="robust list recipes")
-    if registered == OWN_RECIPE:
-        return own_recipe(model, quick=quick)
-    recipe = NAMED_RECIPES[registered]
-    return shortened_recipe(recipe) if quick else recipe
+    return recipes[find(name, recipes, kind="recipe", listing="robust list recipes")]

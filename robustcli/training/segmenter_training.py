@@ -35,7 +35,7 @@ from robustcli.training.lit_module import LitModule, SegmenterModule, outputs
 from robustcli.training.losses import COUNTERPARTS, loss_name
 from robustcli.training.mask_samples import augmentation_name
 from robustcli.training.procedures import procedure_of
-from robustcli.training.recipes import Recipe, recipe_for, recipe_named
+from robustcli.training.recipes import Recipe, recipe_for, recipe_named, shortened_recipe
 from robustcli.training.record import SplitRecord
 from robustcli.training.training_task import (
     RecordedFacts,
@@ -215,7 +215,9 @@ def mask_recipe(config: TrainConfig, model: str, data: str, classes: int = 0) ->
             "Omit one of the two.",
         )
     else:
-        recipe = recipe_named(config.recipe, model, quick=config.quick)
+        recipe = recipe_named(config.recipe, model)
+        if config.quick:
+            recipe = shortened_recipe(recipe)
     procedure_of(recipe).check_options(config, typed_options(config))
     changes = overridden_fields(config)
     if "loss" in changes:

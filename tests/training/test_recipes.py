@@ -33,6 +33,7 @@ from robustcli.training.recipes import (
     listed,
     recipe_for,
     recipe_named,
+    shortened_recipe,
     warmup_cosine,
 )
 from robustcli.training.segmenter_training import mask_recipe
@@ -45,14 +46,14 @@ def test_a_recipe_by_its_name() -> None:
 
 
 def test_a_quick_recipe_differs_in_its_length_only() -> None:
-    is_quick = recipe_named("nnunet", "unet", quick=True)
+    is_quick = shortened_recipe(recipe_named("nnunet", "unet"))
     assert (is_quick.name, is_quick.epochs) == ("nnunet quick", 2)
     assert (is_quick.patches.iterations, is_quick.patches.momentum) == (25, 0.99)
 
 
 def test_the_patient_recipe_can_be_named() -> None:
     assert recipe_named("patient", "vmunet") == recipe_for("vmunet", "patient", "x")
-    assert recipe_named("patient", "unet", quick=True) == recipe_for(
+    assert shortened_recipe(recipe_named("patient", "unet")) == recipe_for(
         "unet", "patient", "x", quick=True
     )
     assert recipe_named("patient", "ulvm").epochs == 60  # for any data set

@@ -13,7 +13,13 @@ import pytest
 
 from robustcli.tasks.record import DatasetRecord
 from robustcli.training.config import TrainConfig
-from robustcli.training.recipes import NAMED_RECIPES, Patchwise, recipe_for, recipe_named
+from robustcli.training.recipes import (
+    NAMED_RECIPES,
+    Patchwise,
+    recipe_for,
+    recipe_named,
+    shortened_recipe,
+)
 from robustcli.training.record import TRAINING, RecipeRecord, TrainRecord, read_train_record
 
 
@@ -215,7 +221,7 @@ def test_fields_of_some_recipes_keep_the_folders_of_others() -> None:
     identity = ["unet", {}, None, False, "patient", 0, 1, "d", settings]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
     assert CONFIG.directory(PATIENT, "d").name == f"train-unet-{digest}"
-    quick_recipe = recipe_named("nnunet", "unet", quick=True)
+    quick_recipe = shortened_recipe(recipe_named("nnunet", "unet"))
     default_patches = replace(quick_recipe, patches=Patchwise())
     assert CONFIG.directory(quick_recipe, "d") != CONFIG.directory(default_patches, "d")
 
