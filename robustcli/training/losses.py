@@ -344,8 +344,8 @@ def soft_dice(
 _SMALLEST = 1e-7  # keeps the logarithm of probabilities finite
 
 
-class NnUNetLoss(nn.Module):
-    """nnU-Net's loss of a network, in float32; from -1 (perfect) upwards.
+class NnUNetLoss(DiceCrossEntropy):
+    """nnU-Net's loss of one output of a network, in float32; from -1 (perfect) upwards.
 
     Softmax and cross entropy of two classes depend only on the difference of the two scores, which
     is the logit of the foreground. If a network has one output for the foreground, the score of the
@@ -361,24 +361,20 @@ class NnUNetLoss(nn.Module):
         self, *, probabilities: bool = False, batch_dice: bool = True,
         ignore_label: int | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(batch_dice=batch_dice, ignore_label=ignore_label)
         self.probabilities = probabilities
-        self.loss = DeepSupervision(
-            DiceCrossEntropy(batch_dice=batch_dice, ignore_label=ignore_label)
-        )
 
-    def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss, a scalar.
 
         Args:
-            outputs: Foreground outputs (B, 1, H, W), or logits of several classes (B, K + 1, H, W)
-                with the background first; highest resolution first.
+            output: Foreground output (B, 1, H, W), or logits of several classes (B, K + 1, H, W)
+                with the background first.
             target: (B, 1, H, W), 0 to K (1 for foreground) or the ignore label.
         """
         with torch.autocast(target.device.type, enabled=False):
-            scores = [class_scores(o.float(), probabilities=self.probabilities) for o in outputs]
-            loss: Tensor = self.loss(scores, target.long())
-            return loss
+            scores = class_scores(output.float(), probabilities=self.probabilities)
+            return super().forward(scores, target)
 
 
 def class_scores(output: Tensor, *, probabilities: bool) -> Tensor:

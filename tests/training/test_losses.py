@@ -283,6 +283,11 @@ def test_labels_of_any_whole_type(dtype: Any) -> None:
     )
 
 
+def supervised(**settings: Any) -> DeepSupervision:
+    """Returns nnU-Net's loss of all outputs of a network."""
+    return DeepSupervision(NnUNetLoss(**settings))
+
+
 def levels(channels: int) -> tuple[list[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(0)
     outputs = [
@@ -298,7 +303,7 @@ def test_a_network_of_two_classes_gets_nnunets_own_loss(batch_dice: bool) -> Non
     outputs, target = levels(2)
     nnunet_loss = DeepSupervision(DiceCrossEntropy(batch_dice=batch_dice))(outputs, target)
     expected = torch.autograd.grad(nnunet_loss, outputs[:2])
-    own_loss = NnUNetLoss(probabilities=False, batch_dice=batch_dice)(
+    own_loss = supervised(probabilities=False, batch_dice=batch_dice)(
         [foreground_logits(output) for output in outputs], target
     )
     assert own_loss.item() == pytest.approx(nnunet_loss.item(), rel=1e-6)
@@ -310,14 +315,14 @@ def test_a_network_of_two_classes_gets_nnunets_own_loss(batch_dice: bool) -> Non
 
 def test_probabilities_and_their_logits_give_the_same_loss() -> None:
     outputs, target = levels(1)
-    logits = NnUNetLoss(probabilities=False)(outputs, target)
-    probabilities = NnUNetLoss(probabilities=True)([o.sigmoid() for o in outputs], target)
+    logits = supervised(probabilities=False)(outputs, target)
+    probabilities = supervised(probabilities=True)([o.sigmoid() for o in outputs], target)
     assert probabilities.item() == pytest.approx(logits.item(), rel=1e-5)
 
 
 def test_a_probability_of_0_or_1_has_a_finite_loss_and_gradient() -> None:
     output = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2).requires_grad_()
-    loss = NnUNetLoss(probabilities=True)([output], torch.tensor([1, 0]).view(1, 1, 1, 2))
+    loss = supervised(probabilities=True)([output], torch.tensor([1, 0]).view(1, 1, 1, 2))
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(output.grad).all()
@@ -326,7 +331,7 @@ def test_a_probability_of_0_or_1_has_a_finite_loss_and_gradient() -> None:
 def test_a_perfect_output_has_a_loss_of_minus_one_also_in_half_precision() -> None:
     target = torch.randint(0, 2, (2, 1, 8, 8), generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = NnUNetLoss(probabilities=False)([(target * 200.0 - 100).bfloat16()], target)
+        loss = supervised(probabilities=False)([(target * 200.0 - 100).bfloat16()], target)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(-1, abs=1e-6)
 
@@ -342,14 +347,14 @@ def test_pixels_that_nnunets_loss_ignores_change_neither_it_nor_its_gradient(
 ) -> None:
     outputs, target = levels(1)
     target[..., 8:] = 255
-    loss = NnUNetLoss(probabilities=False, batch_dice=batch_dice, ignore_label=255)
+    loss = supervised(probabilities=False, batch_dice=batch_dice, ignore_label=255)
     value = loss(outputs, target)
     for gradient in torch.autograd.grad(value, outputs[:2], retain_graph=True):
         half_width = gradient.shape[-1] // 2
         assert gradient[..., :half_width].any()
         assert not gradient[..., half_width:].any()
     cut_outputs = [output[..., : output.shape[-1] // 2] for output in outputs]
-    expected = NnUNetLoss(probabilities=False, batch_dice=batch_dice)(cut_outputs, target[..., :8])
+    expected = supervised(probabilities=False, batch_dice=batch_dice)(cut_outputs, target[..., :8])
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -406,7 +411,7 @@ def test_ignored_pixels_change_neither_loss_nor_gradient_of_several_classes(name
 def test_nnunets_loss_of_several_classes_is_over_all_resolutions():
     logits, target = class_batch(4)
     coarse = torch.nn.functional.avg_pool2d(logits, 2, ceil_mode=True)
-    value = NnUNetLoss()([logits, coarse, coarse], target)
+    value = supervised()([logits, coarse, coarse], target)
     small_target = target.float()
     small_target = torch.nn.functional.interpolate(
         small_target, coarse.shape[2:], mode="nearest-exact"

@@ -29,7 +29,7 @@ from robustcli.nnunet.plans_json import SMALLEST_EDGE, Topology, batch_size, top
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule, BatchSettings, DecodedSubset, PixelArray
 from robustcli.training.lit_module import SegmenterModule
-from robustcli.training.losses import NnUNetLoss
+from robustcli.training.losses import DeepSupervision, NnUNetLoss
 from robustcli.training.mask_samples import MaskSample, collate_masks
 from robustcli.training.procedures.base import Procedure
 from robustcli.training.recipes import OWN_RECIPE, Patchwise, Recipe
@@ -87,10 +87,11 @@ class NnUNetModule(SegmenterModule):
 
     def make_loss(self) -> nn.Module:
         """Cross-entropy minus soft dice."""
-        return NnUNetLoss(
+        loss = NnUNetLoss(
             probabilities=self.probabilities, batch_dice=self.patches.batch_dice,
             ignore_label=IGNORED if self.ignores else None,
         )  # fmt: skip
+        return DeepSupervision(loss)
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer; `on_train_epoch_start` sets its learning rate, as upstream does."""
