@@ -159,11 +159,6 @@ def test_the_names_that_plans_and_data_sets_use() -> None:
     assert set(found) == set(get_args(Scheme))
 
 
-def test_an_unknown_class() -> None:
-    with pytest.raises(UsageError, match="No normalisation is called `MyNormalization`"):
-        scheme_of_class("MyNormalization")
-
-
 def test_the_plan_of_the_specifications_photos() -> None:
     """512 x 512 RGB: 8 stages up to 512 features, and as many parameters as the official net."""
     plan = make_plan((512, 512), ("R", "G", "B"), images=10**4, labels=("a", "b"))

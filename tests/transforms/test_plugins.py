@@ -1,4 +1,4 @@
-""""""
+"""Transforms of users, from files and installed packages."""
 
 from __future__ import annotations
 
