@@ -253,6 +253,9 @@ _INSTRUCTIONS = frozenset(
         *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
     }
 )
+_MOST_TUPLES = 100  # a batch has eight
+_MAYBE_A_TUPLE = ("TUPLE", "APPEND", "SETITEM", "BUILD", "GET", "BINGET", "LONG_BINGET")
+"""Beginnings of the names of instructions after which the top of the stack can be a tuple."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -279,11 +282,7 @@ def read_pickle(content: bytes, name: str) -> Any:
         UsageError: The pickle contains anything else, or is damaged.
     """
     try:
-        for opcode, argument, _ in pickletools.genops(content):
-            # A large number of a stored value would allocate as much memory.
-            is_far = "PUT" in opcode.name and int(argument or 0) > len(content)
-            if opcode.name not in _INSTRUCTIONS or is_far:
-                raise _RefusedError(f"it has the instruction {opcode.name}")
+        _check_instructions(content)
         return _Unpickler(io.BytesIO(content), encoding="latin-1").load()
     except _RefusedError as error:
         raise UsageError(
@@ -299,3 +298,28 @@ def read_pickle(content: bytes, name: str) -> Any:
             f"The error is: {error}.",
             "Check that the download is complete, then repeat the command.",
         ) from error
+
+
+def _check_instructions(content: bytes) -> None:
+    """Raises `_RefusedError` for instructions that lists, dictionaries and arrays do not need.
+
+    A tuple can be a key of a dictionary: Python's hash of it ends the process if it is nested
+    deeply, and takes forever if it contains another one twice, which contains another one twice...
+    """
+    tuples, previous = 0, ""
+    can_be_tuple: dict[int, bool] = {}  # by the number of a stored value
+    for opcode, argument, _ in pickletools.genops(content):
+        name = opcode.name
+        if name not in _INSTRUCTIONS:
+            raise _RefusedError(f"it has the instruction {name}")
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            number = len(can_be_tuple) if argument is None else int(argument)
+            if number > len(content):  # would allocate as much memory
+                raise _RefusedError(f"it has the instruction {name}")
+            can_be_tuple[number] = previous.startswith(_MAYBE_A_TUPLE)
+        elif name not in ("PROTO", "FRAME"):
+            tuples += "TUPLE" in name
+            repeated = "GET" in name and can_be_tuple.get(int(argument or 0), False)
+            if repeated or tuples > _MOST_TUPLES:
+                raise _RefusedError("it has tuples in tuples")
+            previous = name

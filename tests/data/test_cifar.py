@@ -152,6 +152,9 @@ def test_a_hostile_pickle_is_refused_and_never_run(tmp_path, name, protocol):
         b"\x80\x02Pname\n.",
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)\x81.",
         b"\x80\x02Nr\xff\xff\xff\x7f.",
+        b"\x80\x02})" + b"\x85" * 10**6 + b"K\x01s.",
+        b"\x80\x02})" + b"q\x00h\x00h\x00\x87" * 90 + b"K\x01s.",
+        b"\x80\x02})" + b"Nbq\x00h\x00h\x00\x87" * 90 + b"K\x01s.",
     ],
 )
 def test_other_instructions_of_pickles_are_refused(content):
