@@ -49,7 +49,6 @@ SWEEPS: dict[Literal["cls", "seg"], tuple[str, ...]] = {
     "cls": (*_SWEPT, "top1", "top1_low", "top1_high"),
     "seg": (*_SWEPT, "dice", "dice_low", "dice_high"),
 }
-SWEEP = SWEEPS["seg"]
 """Per rule: the frozen tensors, their share of all elements, the time of a step relative to full
 fine-tuning, the number of steps before freezing, the compared statistic and whether (1 or 0) it is
 divided by the weight's root mean square, the epoch of the selected weights, and the dice (top-1 of

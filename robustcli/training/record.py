@@ -4,7 +4,7 @@ A training:
 
 RUN/run.json             `TrainRecord`
 RUN/splits.csv           image_id, group, split
-RUN/metrics.csv          one line per finished epoch: the columns of METRICS
+RUN/metrics.csv          one line per finished epoch: the columns of VALIDATIONS
 RUN/checkpoints/         last.ckpt, best.ckpt (for resuming; replaced atomically)
 RUN/weights.safetensors  the selected weights; the header has all settings to use them
 RUN/paper.parquet        protocol `paper` only: rows of the test set, the columns of PAPER
@@ -58,7 +58,6 @@ VALIDATIONS: dict[Literal["cls", "seg"], Validation] = {
     "cls": Validation(("val_top1", "val_f1"), "val_top1", "top-1"),
     "seg": Validation(("val_dice", "val_iou"), "val_dice", "dice"),
 }
-METRICS = VALIDATIONS["seg"].metrics
 """Per epoch, counted from 1: optimizer steps so far, seconds of the epoch with its validation,
 learning rate of the last step, means over batches and steps (gradient norms before clipping), dice
 and IoU pooled within each group and averaged over groups, the share of the training time spent

@@ -25,7 +25,7 @@ from robustcli.finetuning.freezing import FreezeAfterSteps, read_frozen, write_d
 from robustcli.finetuning.gradients import STATISTIC_KINDS, Statistic
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.modes import Modes
-from robustcli.finetuning.record import DECISION_COLUMNS, SWEEP, SWEEP_FILE
+from robustcli.finetuning.record import DECISION_COLUMNS, SWEEP_FILE, SWEEPS
 from robustcli.finetuning.selection import (
     Decision,
     FreezeRule,
@@ -414,7 +414,7 @@ def test_a_sweep_writes_its_rules_scores_and_times(
     config = make_config(out, rule=rule, epochs=1, profile_iterations=1, sweep=True)
     run_finetuning(config, Recorder())
     rows = read_csv(out / SWEEP_FILE)
-    assert list(rows) == list(SWEEP)
+    assert list(rows) == list(SWEEPS["seg"])
     assert rows["seconds_ratio"].tolist() == [0.7, 1.0, 0.5]
     assert rows["pattern"].tolist()[2] == "encoder.*"
     assert rows["after_steps"].tolist() == [1, 1, 1]  # `--profile-iterations` was set

@@ -14,8 +14,8 @@ from robustcli.finetuning.record import (
     ITERATIONS,
     PROFILE,
     STEPS,
-    SWEEP,
     SWEEP_FILE,
+    SWEEPS,
     FinetuneRecord,
     Mode,
     ModeCosts,
@@ -197,7 +197,7 @@ def sweep_rows() -> pd.DataFrame:
         ("all", None, 0.6, None, None, 0.4, 0.85, 0.8, 0.9, 20, *MEANS, 0.84, 0.8, 0.87),
         ("all", None, None, None, "encoder", 0.6, 0.7, 0.66, 0.74, 0, None, 0, 5, 0.83, None, None),
     ]
-    return pd.DataFrame(rows, columns=list(SWEEP))
+    return pd.DataFrame(rows, columns=list(SWEEPS["seg"]))
 
 
 def finetune_record(plan: FinetunePlan) -> FinetuneRecord:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.finetuning.record import SWEEP, RuleRecord
+from robustcli.finetuning.record import SWEEPS, RuleRecord
 from robustcli.metrics.mask_scores import dice
 from robustcli.metrics.paired import PairedDifference, class_difference
 from robustcli.reports import finetuning_findings
@@ -394,5 +394,5 @@ def test_a_rule_applies_to_the_tensors_of_its_scope(
 def test_a_line_of_a_sweep_has_a_short_name(
     line: tuple[object, ...], label: str, scope: str
 ) -> None:
-    row = pd.DataFrame([line], columns=list(SWEEP[:6])).iloc[0]
+    row = pd.DataFrame([line], columns=list(SWEEPS["seg"][:6])).iloc[0]
     assert (rule_label(row), rule_scope(row)) == (label, scope)

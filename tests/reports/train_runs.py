@@ -9,7 +9,6 @@ import pandas as pd
 from robustcli.tasks.record import DatasetRecord
 from robustcli.training.recipes import Protocol
 from robustcli.training.record import (
-    METRICS,
     PAPER,
     TRAINING,
     VALIDATIONS,
@@ -157,7 +156,7 @@ def _metrics(epochs: int) -> pd.DataFrame:
         "waiting_share": np.full(epochs, 0.02),
         "val_seconds": np.full(epochs, 0.5),
     }
-    return pd.DataFrame(table)[list(METRICS)]
+    return pd.DataFrame(table)[list(VALIDATIONS["seg"].metrics)]
 
 
 def training_record(plan: TrainPlan) -> TrainRecord:

@@ -34,7 +34,7 @@ from robustcli.training.engine import chosen_weights, run_training
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import NAMED_RECIPES, SCHEDULES, recipe_for
-from robustcli.training.record import AVERAGED, METRICS, read_train_record
+from robustcli.training.record import AVERAGED, VALIDATIONS, read_train_record
 from robustcli.training.train_plan import plan_training
 from robustcli.training.trainer import DurableCheckpoints, default_workers, is_trained
 from robustcli.training.training_task import hash_ids
@@ -106,7 +106,7 @@ def test_the_record_says_what_was_done(finished_run: Run) -> None:
 def test_metrics_have_a_line_per_epoch_and_the_best_is_chosen(finished_run: Run) -> None:
     run, listener = finished_run
     metrics = pd.read_csv(run / "metrics.csv")
-    assert tuple(metrics.columns) == METRICS
+    assert tuple(metrics.columns) == VALIDATIONS["seg"].metrics
     assert metrics["epoch"].tolist() == [1, 2, 3]
     assert metrics["step"].tolist() == [3, 6, 9]
     assert metrics["train_loss"].is_monotonic_decreasing

@@ -23,7 +23,7 @@ from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
 from robustcli.training.mask_samples import MaskBatch
 from robustcli.training.procedures.nnunet import NnUNetModule, poly_lr
-from robustcli.training.record import AVERAGED, METRICS, read_train_record
+from robustcli.training.record import AVERAGED, VALIDATIONS, read_train_record
 from robustcli.training.trainer import DurableCheckpoints
 from tests.training.runs import (
     RECIPE,
@@ -57,7 +57,7 @@ def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_metrics_have_the_average_and_the_rate_of_each_epoch(finished_run: Run) -> None:
     run, listener = finished_run
     metrics = pd.read_csv(run / "metrics.csv")
-    assert tuple(metrics.columns) == (*METRICS, AVERAGED)
+    assert tuple(metrics.columns) == (*VALIDATIONS["seg"].metrics, AVERAGED)
     assert metrics["step"].tolist() == [4, 8, 12]
     assert metrics["lr"].tolist() == pytest.approx([poly_lr(e, 3, 1e-2) for e in range(3)])
     assert metrics["val_loss"].between(-1, 3).all()

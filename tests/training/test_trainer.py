@@ -24,7 +24,7 @@ from robustcli.core.errors import RunError
 from robustcli.training import mask_samples
 from robustcli.training.engine import run_training
 from robustcli.training.lit_module import SegmenterModule
-from robustcli.training.record import ADDED, AVERAGED, METRICS, VALIDATIONS, read_train_record
+from robustcli.training.record import ADDED, AVERAGED, VALIDATIONS, read_train_record
 from robustcli.training.trainer import (
     DurableCheckpoints,
     KeepLastAndBest,
@@ -114,7 +114,7 @@ def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
     restored_log.on_before_optimizer_step(trainer(), MODULE, optimizer(0.125))
     restored_log.on_train_epoch_end(trainer(1, callback_metrics=logged | {"val_dice": 0.9}), MODULE)
     metrics = pd.read_csv(tmp_path / "metrics.csv")
-    assert tuple(metrics.columns) == METRICS
+    assert tuple(metrics.columns) == VALIDATIONS["seg"].metrics
     assert metrics["epoch"].tolist() == [1, 2]
     assert metrics["val_dice"].tolist() == [0.8, 0.9]
     assert metrics["lr"].tolist() == [0.25, 0.125]
