@@ -473,7 +473,7 @@ def predict(
     Args:
         model: A model name, the folder of a training run, a torch.nn.Module instance, a module
             class, or a function that returns a module.
-        data: Folders or images; for classifiers also archives and names of data sets.
+        data: Folders, images, archives (tar, zip) and names of data sets.
         out: Folder of the masks; for classifiers, of the files with the labels, None for no files.
         weights: A weights file.
         model_args: Keyword arguments for the builder of the model.

@@ -37,7 +37,8 @@ _SHOWN = 50  # rows of the table on the terminal
     "--data",
     multiple=True,
     type=FILE,
-    help="A folder of images, or one image; repeatable. Equivalent to the arguments.",
+    help="A folder or an archive of images, an image, or the name of a data set; repeatable. "
+    "Equivalent to the arguments.",
 )
 @click.option("--out", type=RunPlace(of_run=False),
               help="Folder for the masks of a segmenter, or for the CSV of a classifier. [default "

@@ -432,7 +432,9 @@ class _Reader:
         base = self.path.parent
         if names_url(text):
             return text
-        if isinstance(parameter.type, click.Path) or _is_path(parameter.name, text, base):
+        name = "data" if parameter.name == "photos" else parameter.name
+        is_path = isinstance(parameter.type, click.Path) and name != "data"
+        if is_path or _is_path(name, text, base):
             return str(base / Path(text).expanduser())
         return text
 

@@ -29,11 +29,17 @@ from robustcli.data.listing import (
     IMAGE_SUFFIXES,
     UNSUPPORTED_SUFFIXES,
     FileListing,
+    list_folder,
     list_tree,
     named_like_image,
     normalised_path,
 )
-from robustcli.data.named_datasets import data_home, lock_on_this_machine
+from robustcli.data.named_datasets import (
+    data_home,
+    find_named,
+    lock_on_this_machine,
+    require_tar,
+)
 
 
 def _zstandard(path: Path) -> BinaryIO:
@@ -129,6 +135,23 @@ def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
             "command.",
         ) from error
     return listed_tree(root, outside, suffixes)
+
+
+def list_place(place: Path) -> tuple[Path, FileListing | None]:
+    """The path of `place`, and all images of a folder, an archive or a named data set.
+
+    There is no listing of any other file, and of a path that does not exist.
+
+    Raises:
+        UsageError: The data set is not on this machine, or an archive is damaged.
+    """
+    named = None if place.exists() else find_named(str(place))
+    path = place.expanduser() if named is None else require_tar(named)
+    if path.is_dir():
+        return path, list_folder(path)
+    if is_tar(path) and path.is_file():
+        return path, list_tar(path)
+    return path, list_zip(path) if is_zip(path) and path.is_file() else None
 
 
 def listed_tree(root: Member, outside: list[str], suffixes: frozenset[str]) -> FileListing:

@@ -18,10 +18,11 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -60,7 +61,6 @@ class DevicesConfig(Protocol):
         """The value of `--devices`."""
 
 
-_ConfigT = TypeVar("_ConfigT", bound=DevicesConfig)
 _T = TypeVar("_T")
 
 
@@ -420,14 +420,13 @@ def _difference(ours: Any, theirs: Any) -> str:
 
 
 @contextmanager
-def group_of(
-    config: _ConfigT, run: Callable[[_ConfigT, Listener, Group], object]
-) -> Iterator[Group]:
+def group_of(config: DevicesConfig, run: str) -> Iterator[Group]:
     """Context manager: yields the ranks of a launcher or of `--devices`, or a single process.
 
     Args:
         config: The settings.
-        run: A function of a module, called with `config` in the processes that are started here.
+        run: The function that the processes started here call with `config`, a listener and their
+            group, as `module:function`.
 
     Raises:
         UsageError: `--devices` requests more devices than exist, or contradicts a launcher.
@@ -492,9 +491,7 @@ def count_devices(devices: int | str | None, device: str) -> int:
 
 
 @contextmanager
-def _started(
-    config: _ConfigT, run: Callable[[_ConfigT, Listener, Group], object], count: int
-) -> Iterator[Group]:
+def _started(config: DevicesConfig, run: str, count: int) -> Iterator[Group]:
     """Starts ranks 1 to `count` - 1 on this machine; this process is rank 0."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined,unused-ignore]
 
@@ -528,10 +525,13 @@ def help_first() -> int:
     from torch.distributed import TCPStore  # type: ignore[attr-defined,unused-ignore]
 
     run, config, port, rank, count = job_of_parent()
+    module, _, function = run.partition(":")
     timeout = timedelta(seconds=RANK_SILENCE_SECONDS)
     messages = TCPStore("127.0.0.1", port, count, is_master=False, timeout=timeout)
     try:
-        run(config, Silent(), Group(Ranks(rank, count, rank, count), messages))
+        getattr(import_module(module), function)(
+            config, Silent(), Group(Ranks(rank, count, rank, count), messages)
+        )
     except RobustError as error:
         return error.exit_code  # rank 0 reports it
     return 0

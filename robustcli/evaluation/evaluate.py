@@ -88,7 +88,7 @@ def evaluate(config: EvalConfig, listener: Listener | None = None) -> Path:
     if engine is not None:
         config = leading(config, (listener or Silent()).say)
         return run_evaluation(config, listener, engine=engine)
-    with group_of(config, run_evaluation) as group:
+    with group_of(config, "robustcli.evaluation.evaluate:run_evaluation") as group:
         return run_evaluation(config, listener, group)
 
 

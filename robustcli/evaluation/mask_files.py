@@ -31,9 +31,10 @@ from robustcli.core.listener import Listener, Silent
 from robustcli.core.names import counted
 from robustcli.core.watchdog import watching_threads
 from robustcli.core.working_copy import helping
+from robustcli.data.archives import list_place
 from robustcli.data.dataset import FileRef, reasons_in_lines
 from robustcli.data.decode import UnreadableImage, decode
-from robustcli.data.listing import HDF5_SUFFIXES, NIFTI_SUFFIXES, list_folder
+from robustcli.data.listing import HDF5_SUFFIXES, NIFTI_SUFFIXES
 from robustcli.data.mask_classes import colours_of
 from robustcli.data.published_masks import LABEL_FILES, look_like_channels, stacked_channels
 from robustcli.data.splits import subset_in_words, take_ids
@@ -54,20 +55,13 @@ _MOST_IMAGES, _MOST_PIXELS = 8, 8 * 512 * 512  # per batch
 class Job:
     """One image, the file of its mask, and the file of its overlay if one is requested.
 
-    `image_id` is the path of the image inside its folder, or its name. `parts` are the files of an
-    image with one file per channel (`FileRef.parts`), of which `image` is the first.
+    `image_id` is the path of the image inside its folder or archive, or its name.
     """
 
     image_id: str
-    image: Path
+    image: FileRef
     mask: Path
     overlay: Path | None
-    parts: tuple[tuple[str, FileRef], ...] = ()
-
-    @property
-    def ref(self) -> FileRef:
-        """The reference by which the image is decoded."""
-        return FileRef(self.image.name, self.image, parts=self.parts)
 
     @property
     def outputs(self) -> tuple[Path, ...]:
@@ -94,7 +88,7 @@ def list_jobs(
     """
     # A folder and an image of it may be named.
     found = dict.fromkeys(_images(images, out.resolve(), grey, say))
-    files = sorted(found, key=lambda file: (file[1].as_posix(), str(file[0].path)))
+    files = sorted(found, key=lambda file: (file[1].as_posix(), str(file[0])))
     if not files:
         volume = next((file for path in images for file in _volumes_in(path)), None)
         if volume is not None:
@@ -109,20 +103,22 @@ def list_jobs(
         stem = out / relative.parent / relative.stem
         overlay = stem.with_name(f"{stem.name}{OVERLAY}.png") if overlays else None
         mask = stem.with_name(f"{stem.name}.png")
-        jobs.append(Job(relative.as_posix(), ref.path, mask, overlay, ref.parts))
+        jobs.append(Job(relative.as_posix(), ref, mask, overlay))
     _check_outputs(jobs)
     return tuple(jobs)
 
 
 def _images(
-    images: Sequence[Path], out: Path, grey: bool, say: Say
+    places: Sequence[Path], out: Path, grey: bool, say: Say
 ) -> Iterator[tuple[FileRef, PurePosixPath]]:
-    for path in images:
-        if path.is_dir():
-            listing = list_folder(path)
+    for place in places:
+        path, listing = list_place(place)
+        if listing is not None:
             for note in listing.notes(path):
                 say(note)
-            files = [file for file in listing.files if out not in file.path.resolve().parents]
+            files = list(listing.files)
+            if path.is_dir():
+                files = [file for file in files if out not in file.path.resolve().parents]
             names = {file.relative for file in files}
             files = [file for file in files if not _is_true_mask(file, names)]
             shown = stacked_channels(path, files)
@@ -132,15 +128,16 @@ def _images(
             if cases:
                 say(f"`{path}`: {counted(cases, 'image')} of 3 files each, as red, green and blue.")
             for file in shown:
-                yield replace(file, relative=file.path.name), PurePosixPath(file.relative)
+                name = file.path.name if file.member is None else file.relative
+                yield replace(file, relative=name), PurePosixPath(file.relative)
         elif path.is_file():
             for volume in _volumes_in(path):
                 raise _not_an_image(volume)
             yield FileRef(path.name, path), PurePosixPath(path.name)
         else:
             raise UsageError(
-                f"`{path}` does not exist.",
-                "Expected a folder of images, or an image.",
+                f"`{place}` does not exist.",
+                "Expected a folder of images, an archive of them, or an image.",
                 "Check the path in `--data`.",
             )
 
@@ -160,7 +157,7 @@ def _check_no_channels(path: Path, files: Sequence[FileRef]) -> None:
         if channels and all((image == image[..., :1]).all() for image in pixels):
             raise UsageError(
                 f"`{path / folder}` contains images in three greyscale files each, such as "
-                f"{', '.join(f'`{file.path.name}`' for file in channels)}.",
+                f"{', '.join(f'`{file.file_name}`' for file in channels)}.",
                 "nnU-Net names the channels of one image like this. The network takes colour "
                 "images, and would predict each channel as an image of its own.",
                 "Rename the folder to `imagesTs` to stack them as red, green and blue, or pass "
@@ -194,7 +191,7 @@ def _is_true_mask(file: FileRef, names: set[str]) -> bool:
 
 
 def _check_outputs(jobs: Sequence[Job]) -> None:
-    images_of: dict[Path, list[Path]] = defaultdict(list)
+    images_of: dict[Path, list[FileRef]] = defaultdict(list)
     for job in jobs:
         for output in job.outputs:
             images_of[output].append(job.image)
@@ -215,7 +212,7 @@ def _check_outputs(jobs: Sequence[Job]) -> None:
             f"A name can have {LONGEST_NAME} bytes; the image is `{images_of[longest][0]}`.",
             "Rename the image, or omit `--overlays`, whose names are longer.",
         )
-    images = {job.image.resolve() for job in jobs}
+    images = {job.image.path.resolve() for job in jobs}
     overwritten = [output for output in images_of if output.resolve() in images]
     if overwritten:
         raise UsageError(
@@ -258,7 +255,7 @@ def predict_masks(
 
     Args:
         segmenter: The segmenter, already on its device.
-        images: Files or folders, whose subfolders are kept in `out`.
+        images: Files, folders, archives or names of data sets; subfolders are kept in `out`.
         out: Folder of the masks.
         overlays: Whether to write overlays.
         limit: Largest number of images, see `splits.take_ids`; None for all.
@@ -429,7 +426,7 @@ def has_mask(job: Job, tag: str, *, fresh: bool) -> bool:
 def _image_hash(job: Job) -> str:
     """First 16 digits of the SHA-256 of an image; of empty content if it cannot be read."""
     try:
-        content = b"".join(part.read() for _, part in job.parts or (("", job.ref),))
+        content = job.image.read()
     except OSError:
         content = b""
     return hashlib.sha256(content).hexdigest()[:16]
@@ -456,7 +453,7 @@ def _decoded(
         part: list[tuple[Job, Pixels]] = []
         for job in jobs:
             try:
-                part.append((job, decode(job.ref)))
+                part.append((job, decode(job.image)))
             except UnreadableImage as error:
                 unreadable[str(job.image)] = error.reason
                 continue

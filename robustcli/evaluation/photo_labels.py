@@ -30,12 +30,11 @@ from robustcli.core.errors import UsageError, located
 from robustcli.core.io import parse_json, remove_folder, to_csv, write_text
 from robustcli.core.listener import Listener
 from robustcli.core.watchdog import decoding_pool, watching_threads
-from robustcli.data.archives import is_tar, is_zip, list_tar, list_zip
+from robustcli.data.archives import list_place
 from robustcli.data.dataset import FileRef, contents_digest
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.labels import NUMBERED, LabelSpace, numbered_classes
-from robustcli.data.listing import list_folder, normalised_path
-from robustcli.data.named_datasets import find_named, require_tar
+from robustcli.data.listing import normalised_path
 from robustcli.data.tables import Say, ignore_note
 from robustcli.tasks.base import Forward
 
@@ -152,20 +151,13 @@ def _photos_at(place: Path, say: Say) -> Iterator[tuple[Path, str, FileRef]]:
     The path is equal for all spellings of `place`. Links inside `place` are not resolved: two links
     to one file are two photos, as in an evaluation.
     """
-    named = None if place.exists() else find_named(str(place))
-    path = place.expanduser() if named is None else require_tar(named)
-    if path.is_dir():
-        listing = list_folder(path)
-    elif is_tar(path):
-        listing = list_tar(path)
-    elif is_zip(path):
-        listing = list_zip(path)
-    elif path.is_file():
+    path, listing = list_place(place)
+    if listing is None and path.is_file():
         parent = "" if place.parent == Path() else f"{place.parent.as_posix()}/"
         name = normalised_path(path.name)
         yield path.parent.resolve() / name, parent, FileRef(name, path)
         return
-    else:
+    if listing is None:
         raise UsageError(
             f"`{place}` does not exist.",
             "Expected a folder of photos, an archive of them, or a photo.",

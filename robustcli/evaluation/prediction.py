@@ -130,7 +130,7 @@ def predict(
     config: PredictConfig, listener: Listener | None = None
 ) -> PredictedLabels | PredictedMasks:
     """Calls `run_prediction` in all processes that `config` or a launcher (torchrun) requests."""
-    with group_of(config, run_prediction) as group:
+    with group_of(config, "robustcli.evaluation.prediction:run_prediction") as group:
         return run_prediction(config, listener or Silent(), group)
 
 
@@ -387,8 +387,8 @@ def predict_forecast(config: PredictConfig, listener: Listener) -> PredictionFor
         )
         pool = len(jobs)
         jobs = selected_jobs(jobs, limit=config.limit, seed=config.seed, say=listener.say)
-        tag, images = mask_tag(model), tuple(job.ref for job in jobs)
-        missing = [job.ref for job in jobs if not has_mask(job, tag, fresh=config.fresh)]
+        tag, images = mask_tag(model), tuple(job.image for job in jobs)
+        missing = [job.image for job in jobs if not has_mask(job, tag, fresh=config.fresh)]
         existing = len(jobs) - len(missing)
         out, files = str(config.out), [counted(len(missing), "mask")]
         files += [counted(len(missing), "overlay")] if config.overlays else []

@@ -102,7 +102,7 @@ AnyModel = Classifier | Segmenter
 
 def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
     """Calls `run_explanation` in all processes that `config` or a launcher (torchrun) requests."""
-    with group_of(config, run_explanation) as group:
+    with group_of(config, "robustcli.explanation.explaining:run_explanation") as group:
         return run_explanation(config, listener or Silent(), group)
 
 

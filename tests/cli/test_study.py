@@ -263,10 +263,11 @@ def test_masks_of_a_study(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> No
         return PredictedMasks((Path("m.png"),), 0)
 
     monkeypatch.setattr(prediction, "predict", note)
-    file = write("command: predict\nmodel: otsu\ndata: [a, b]\nout: masks\n", "s/study.yaml")
+    data = "photos: [nuclei-mini]\ndata: [a, b]\n"
+    file = write(f"command: predict\nmodel: otsu\n{data}out: masks\n", "s/study.yaml")
     outcome = robust("predict", "--config", file, "--json")
     assert json.loads(outcome.out) == ["m.png"]
-    assert seen == [(Path("s/a"), Path("s/b")), Path("s/masks")]
+    assert seen == [(Path("nuclei-mini"), Path("s/a"), Path("s/b")), Path("s/masks")]
 
 
 def test_yaml_is_loaded_only_with_a_study_file() -> None:

@@ -226,6 +226,27 @@ def test_the_channels_of_a_case_of_nnunet_are_one_image(images, otsu, tmp_path):
         masks([data], tmp_path / "x")
 
 
+@pytest.mark.parametrize("form", ["zip", "tar"])
+def test_masks_of_an_archive_are_those_of_its_folder(images, otsu, tmp_path, form):
+    paired = tmp_path / "paired"
+    shutil.copytree(images, paired / "images")
+    shutil.copytree(images, paired / "masks")  # true masks are skipped, as in a folder
+    archive = Path(shutil.make_archive(str(tmp_path / "archive"), form, paired))
+    folder_masks = predict_masks(otsu, [paired], tmp_path / "a").masks
+    archive_masks = predict_masks(otsu, [archive], tmp_path / "b").masks
+    assert len(folder_masks) == 9
+    for first, second in zip(folder_masks, archive_masks, strict=True):
+        assert first.relative_to(tmp_path / "a") == second.relative_to(tmp_path / "b")
+        assert first.read_bytes() == second.read_bytes()
+    assert predict_masks(otsu, [archive], tmp_path / "a").existing == 9
+
+
+def test_images_of_a_named_data_set(tmp_path):
+    jobs = list_jobs([Path("nuclei-mini")], tmp_path, overlays=False)
+    assert {job.image_id.partition("/")[0] for job in jobs} == {"images"}
+    assert len({job.mask for job in jobs}) == len(jobs) > 100
+
+
 @pytest.mark.parametrize(
     ("names", "overlays"), [(("a.png", "a.jpg"), False), (("a.png", "a_overlay.png"), True)]
 )
@@ -263,5 +284,5 @@ def test_leftovers_are_no_images_and_are_counted(tmp_path):
     folder = files(tmp_path / "in", "a.jpg", "._a.jpg", "__MACOSX/a.jpg", "@eaDir/a.jpg/b.jpg")
     messages: list[str] = []
     jobs = list_jobs([folder], tmp_path / "out", overlays=False, say=messages.append)
-    assert [job.image.name for job in jobs] == ["a.jpg"]
+    assert [job.image.path.name for job in jobs] == ["a.jpg"]
     assert "3 files with suffixes of images" in messages[0]
