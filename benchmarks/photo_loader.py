@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from robustcli.adapters.preprocessing import CIFAR10
 from robustcli.training.datamodule import BatchSettings, Decoded, DecodedSubset
-from robustcli.training.procedures.photos import photo_data
+from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import CLASS_RECIPES, Recipe
 
 BATCH = 128
@@ -72,7 +72,7 @@ def rates(batches: Iterable[object], images: int) -> tuple[float, float]:
 def loader(recipe: Recipe, subset: DecodedSubset, workers: int) -> DataLoader[object]:
     """The training batches of `recipe`."""
     settings = BatchSettings(seed=0, workers=workers)
-    data = photo_data(recipe, subset, made_up(10), CIFAR10, settings)
+    data = procedure_of(recipe).photo_data(subset, made_up(10), CIFAR10, settings)
     batches: DataLoader[object] = data.train_dataloader()
     return batches
 

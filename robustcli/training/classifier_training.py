@@ -29,7 +29,6 @@ from robustcli.training.datamodule import BaseDataModule, Decoded, DecodedSubset
 from robustcli.training.lit_module import ClassifierModule, LitModule, decays_of
 from robustcli.training.photo_samples import photo_augmentation_name
 from robustcli.training.procedures import procedure_of
-from robustcli.training.procedures.photos import photo_data
 from robustcli.training.recipes import (
     CLASS_RECIPES,
     NAMED_RECIPES,
@@ -154,7 +153,8 @@ class ClassifierTraining(TrainingTask):
 
     def batches(self, plan: TrainPlan, train: DecodedSubset, val: DecodedSubset) -> BaseDataModule:
         """See `TrainingTask.batches`."""
-        return photo_data(plan.recipe, train, val, _preprocessing(plan), plan.batch_settings())
+        settings = plan.batch_settings()
+        return plan.procedure.photo_data(train, val, _preprocessing(plan), settings)
 
     def lit_module(
         self, plan: TrainPlan, network: nn.Module, data: BaseDataModule | None = None

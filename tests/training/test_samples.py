@@ -52,7 +52,7 @@ from robustcli.training.photo_samples import (
     random_crop,
     shifted,
 )
-from robustcli.training.procedures.photos import photo_data
+from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import CLASS_RECIPES
 from tests.imaginary_gpu import GPU, imaginary_gpu
 from tests.training.images import decoded, disc
@@ -458,9 +458,9 @@ def test_constant_photos_are_known_on_the_device() -> None:
 
 
 def batches(recipe: Any, workers: int, epoch: int) -> list[PhotoBatch]:
-    data: Any = photo_data(
-        recipe, SHIFTED_SUBSET, SHIFTED_SUBSET, SHIFTED_VIEW16, BatchSettings(1, workers, least=2)
-    )
+    settings = BatchSettings(1, workers, least=2)
+    procedure = procedure_of(recipe)
+    data: Any = procedure.photo_data(SHIFTED_SUBSET, SHIFTED_SUBSET, SHIFTED_VIEW16, settings)
     loader = data.train_dataloader()
     for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
         if hasattr(sampler, "set_epoch"):

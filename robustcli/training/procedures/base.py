@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing
 from robustcli.core.listener import Listener
@@ -34,6 +35,7 @@ from robustcli.training.datamodule import (
 )
 from robustcli.training.lit_module import SegmenterModule, decays_of, outputs
 from robustcli.training.mask_samples import AllWindows, RandomWindows, ResizedImages, collate_masks
+from robustcli.training.photo_samples import PHOTO_AUGMENTATIONS, PhotoBatches
 from robustcli.training.recipes import OWN_RECIPE, PAPER_RECIPES, Recipe
 from robustcli.training.record import PAPER
 from robustcli.training.trainer import Machine
@@ -43,7 +45,6 @@ from robustcli.training.trainer import Machine
 class Procedure:
     """A way to train with a recipe. This class is our procedure; the others derive from it.
 
-    Epoch lengths, the monitored value and refused options apply to every network. Data module,
     LitModule and scores apply to segmenters; those of classifiers are in `classifier_training`.
     """
 
@@ -115,6 +116,16 @@ class Procedure:
         return ImageData(
             train.ids, windows, AllWindows(val, window), collate_masks, self.recipe, settings
         )
+
+    def photo_data(
+        self, train: DecodedSubset, val: DecodedSubset, preprocessing: Preprocessing,
+        settings: BatchSettings,
+    ) -> BaseDataModule:  # fmt: skip
+        """The data module of a classifier."""
+        augmentation = PHOTO_AUGMENTATIONS[self.recipe.augmentation]
+        samples = PhotoBatches(train, preprocessing, augmentation, settings.seed)
+        validation = PhotoBatches(val, preprocessing, None, settings.seed)
+        return ImageData(train.ids, samples, validation, None, self.recipe, settings)
 
     def module(
         self, network: nn.Module, entry: ModelEntry, val: Dataset, data: BaseDataModule | None, *,

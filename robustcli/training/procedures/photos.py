@@ -24,14 +24,11 @@ from robustcli.training.datamodule import (
     BatchSettings,
     DecodedSubset,
     EpochOrder,
-    ImageData,
     ShareOfBatches,
 )
 from robustcli.training.photo_samples import (
-    PHOTO_AUGMENTATIONS,
     SHIFTS,
     PhotoBatch,
-    PhotoBatches,
     ResidentPhotos,
 )
 from robustcli.training.procedures.base import Procedure
@@ -129,24 +126,18 @@ class Speedrun(Procedure):
                 "Omit `--devices`, or use `--recipe fair`.",
             )
 
+    def photo_data(
+        self, train: DecodedSubset, val: DecodedSubset, preprocessing: Preprocessing,
+        settings: BatchSettings,
+    ) -> ResidentData:  # fmt: skip
+        """See `Procedure.photo_data`: all images are stored on the device."""
+        return ResidentData(train, val, preprocessing, self.recipe, settings)
+
     def callbacks(self, run: Path, listener: Listener) -> list[pl.Callback]:
         """See `Procedure.callbacks`: `SpeedClock`."""
         target = _photos(self.recipe).target
         assert target is not None
         return [SpeedClock(run, target, listener)]
-
-
-def photo_data(
-    recipe: Recipe, train: DecodedSubset, val: DecodedSubset, preprocessing: Preprocessing,
-    settings: BatchSettings,
-) -> BaseDataModule:  # fmt: skip
-    """The data module of a classifier."""
-    if _photos(recipe).resident:
-        return ResidentData(train, val, preprocessing, recipe, settings)
-    augmentation = PHOTO_AUGMENTATIONS[recipe.augmentation]
-    samples = PhotoBatches(train, preprocessing, augmentation, settings.seed)
-    validation = PhotoBatches(val, preprocessing, None, settings.seed)
-    return ImageData(train.ids, samples, validation, None, recipe, settings)
 
 
 class ResidentData(BaseDataModule):
