@@ -106,7 +106,7 @@ def load(
     if isinstance(preprocessing, MaskPreprocessing):
         assert header is None or isinstance(header, WeightsHeader), "checked by its model's name"
         if header is None and request.weights is not None and weights is not None:
-            preprocessing, note = _of_foreign_file(entry, weights, preprocessing, network)
+            preprocessing, note = _of_foreign_file(entry, weights, preprocessing)
             notes = (*notes, note)
         planned = None if weights is None else weights.planned
         return Segmenter(
@@ -399,14 +399,14 @@ _LOGITS = ", and counts a pixel as foreground from logit 0.5 (probability 0.622)
 
 
 def _of_foreign_file(
-    entry: ModelEntry, weights: _Weights, base: MaskPreprocessing, network: nn.Module
+    entry: ModelEntry, weights: _Weights, base: MaskPreprocessing
 ) -> tuple[MaskPreprocessing, str]:
     """The preprocessing of a segmenter with weights of another program, and an announcement.
 
     It is that of nnU-Net for a checkpoint with its plan, else `base`.
     """
     if weights.planned is not None:
-        return weights.planned.preprocessing(base, network), (
+        return weights.planned.preprocessing(base), (
             f"`{entry.name}`: `{weights.origin}` is a checkpoint of nnU-Net. As in nnU-Net, images "
             "are normalised as its plan says, and windows are flipped, weighted and averaged."
         )

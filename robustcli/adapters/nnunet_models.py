@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.checkpoint import Weights, read_torch, read_weights
@@ -16,7 +16,7 @@ from robustcli.adapters.segmenter import MaskPreprocessing
 from robustcli.adapters.strict_loading import shapes_of, tensor_differences
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
-from robustcli.models.blocks import Pair, StagedUNet
+from robustcli.models.blocks import Pair
 from robustcli.models.umamba import without_aliases
 from robustcli.nnunet.files import (
     TRAINERS,
@@ -63,11 +63,10 @@ class PlannedWeights:
         fit = self.model is not None and self.model.num_classes == len(names) + 1
         return names if len(names) > 1 and fit else ()
 
-    def preprocessing(self, base: MaskPreprocessing, network: nn.Module) -> MaskPreprocessing:
-        """`base`, the preprocessing of `network` without regard to its weights, by the plan."""
-        window = base.window
-        if isinstance(network, StagedUNet) and not network.config.bound_to_patch:
-            window = replace(network.config, patch_size=self.patch).square
+    def preprocessing(self, base: MaskPreprocessing) -> MaskPreprocessing:
+        """`base`, the preprocessing without regard to the weights, with that of the plan."""
+        height, width = self.patch
+        window = height if height == width else (height, width)
         return replace(base, window=window, nnunet=self.inference)
 
 

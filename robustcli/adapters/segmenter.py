@@ -170,8 +170,9 @@ class MaskPreprocessing:
     """Preprocessing of segmenters. Values are scaled to [0, 1] unless `nnunet` is set.
 
     Args:
-        window: Side of the network's input in pixels. Smaller images are padded, larger ones are
-            covered by overlapping windows. 0 passes complete images to the network.
+        window: Side of the network's input in pixels, or its height and width. Smaller images are
+            padded, larger ones are covered by overlapping windows. 0 passes complete images to the
+            network.
         channels: Channel order of the input; `grey` is luma.
         threshold: Probability from which a pixel is foreground, in [0, 1]. Not used for several
             classes, where the most probable class is predicted.
@@ -181,7 +182,7 @@ class MaskPreprocessing:
         std: Divisor after the subtraction, per channel; None for no normalisation.
     """
 
-    window: int
+    window: int | tuple[int, int]
     channels: Literal["rgb", "bgr", "grey"] = "rgb"
     threshold: float = 0.5
     overlap: float = 0.5
@@ -190,9 +191,12 @@ class MaskPreprocessing:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 0:
+        least, count = (1, 2) if isinstance(self.window, tuple) else (0, 1)
+        sides: tuple[Any, ...] = self.window if isinstance(self.window, tuple) else (self.window,)
+        pixels = all(isinstance(s, int) and not isinstance(s, bool) and s >= least for s in sides)
+        if not pixels or len(sides) != count:
             raise UsageError(f"`window={self.window}` is not a number of pixels.")
-        check_side(self.window, "window")
+        check_side(max(sides), "window")
         if self.channels not in ("rgb", "bgr", "grey"):
             raise UsageError(
                 f"`channels={self.channels}` is unknown.", "Expected `rgb`, `bgr` or `grey`."
@@ -203,6 +207,11 @@ class MaskPreprocessing:
             raise UsageError(
                 f"`overlap={self.overlap}` is out of range.", "It is at least 0 and below 1."
             )
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of a window; (0, 0) for complete images."""
+        return self.window if isinstance(self.window, tuple) else (self.window, self.window)
 
     @property
     def view(self) -> str:
@@ -246,13 +255,14 @@ class Padded:
 
 
 def padded_to_window(
-    image: NDArray[Any], window: int, *, by: Literal["reflect", "constant"] = "reflect"
-) -> Padded:
-    """`image` (H, W, 3), padded so that both sides are at least `window`.
+    image: NDArray[Any], window: tuple[int, int], *,
+    by: Literal["reflect", "constant"] = "reflect",
+) -> Padded:  # fmt: skip
+    """`image` (H, W, 3), padded to at least the height and width `window`.
 
     Pads by repeated reflection (a side of a single pixel is repeated), or with zeros if `constant`.
     """
-    shortfall = [max(0, window - side) for side in image.shape[:2]]
+    shortfall = [max(0, least - side) for least, side in zip(window, image.shape[:2], strict=True)]
     if not any(shortfall):
         return Padded(image, 0, 0)
     top, left = (pixels // 2 for pixels in shortfall)
@@ -261,17 +271,17 @@ def padded_to_window(
 
 
 def covered(
-    images: Tensor, window: int, predict: Callable[[Tensor], Tensor], *, overlap: float, batch: int,
-    device: torch.device,
+    images: Tensor, window: tuple[int, int], predict: Callable[[Tensor], Tensor], *,
+    overlap: float, batch: int, device: torch.device,
 ) -> Tensor:  # fmt: skip
     """Predictions of overlapping windows, averaged with Gaussian weights: (n, C, H, W).
 
     Images and result keep their device; only windows are moved to `device`.
 
     Args:
-        images: (n, 3, H, W), each side at least `window`.
-        window: Side of a window in pixels.
-        predict: Maps windows (m, 3, window, window) to scores (m, C, window, window).
+        images: (n, 3, H, W), at least as large as a window.
+        window: Height h and width w of a window in pixels.
+        predict: Maps windows (m, 3, h, w) to scores (m, C, h, w).
         overlap: Overlap of neighbouring windows as a share of their side, in [0, 1).
         batch: Number of windows per call of `predict`.
         device: Device of `predict`.
@@ -279,9 +289,8 @@ def covered(
     # Slow to import, and not needed for images with the size of the window.
     from monai.inferers.utils import sliding_window_inference
 
-    size = (window, window)
     averaged = sliding_window_inference(
-        images, size, batch, predict, overlap, mode="gaussian", sw_device=device,
+        images, window, batch, predict, overlap, mode="gaussian", sw_device=device,
         device=images.device,
     )  # fmt: skip
     assert isinstance(averaged, Tensor), "one output, so no tuple of them"
@@ -397,8 +406,8 @@ class Segmenter:
                 of a segmenter; the message states the expected input.
         """
         facts, channels = self.facts, 1 if self.preprocessing.channels == "grey" else 3
-        side = self.preprocessing.window or _TRIED
-        shape = (channels, side, side)
+        height, width = self.preprocessing.sides
+        shape = (channels, height or _TRIED, width or _TRIED)
         trial = Trial(
             facts.name, facts.builder, facts.arguments, shape, size_flag="",
             precision=self.precision,
@@ -451,16 +460,16 @@ class Segmenter:
         ]
 
     def first_window(self, image: Pixels) -> Tensor:
-        """The network's input, float32 (1, C, window, window), of the upper left image corner.
+        """The network's input, float32 (1, C, h, w), of the upper left window of an image.
 
         The segmenter must have a window.
         """
-        side = self.preprocessing.window
-        corner = np.ascontiguousarray(self._prepared(image).image[:side, :side])
+        height, width = self.preprocessing.sides
+        corner = np.ascontiguousarray(self._prepared(image).image[:height, :width])
         return self.normalised(torch.from_numpy(corner)[None].permute(0, 3, 1, 2).to(self.device))
 
     def _prepared(self, image: Pixels) -> Padded:
-        window = self.preprocessing.window
+        window = self.preprocessing.sides
         if self.preprocessing.channels == "grey":
             image = grey(image)
         if self._nnunet is None:
@@ -469,8 +478,8 @@ class Segmenter:
 
     def _answers(self, batch: Tensor) -> list[Probabilities]:
         """Probabilities of images (n, H, W, 3); large images one at a time, to bound memory."""
-        images, window = batch.permute(0, 3, 1, 2), self.preprocessing.window
-        if window == 0 or tuple(images.shape[2:]) == (window, window):
+        images, window = batch.permute(0, 3, 1, 2), self.preprocessing.sides
+        if self.preprocessing.window == 0 or tuple(images.shape[2:]) == window:
             return list(self._probabilities(images.to(self.device)).cpu().numpy())
         at_once = max(WINDOWS[self.device.type], len(images))
         answers = (self._covered(image[None].float(), at_once) for image in images)
@@ -485,7 +494,7 @@ class Segmenter:
             windows = min(at_once, self.most_windows or at_once)
             try:
                 return cover(
-                    image, self.preprocessing.window, self._averaged, batch=windows,
+                    image, self.preprocessing.sides, self._averaged, batch=windows,
                     overlap=self.preprocessing.overlap, device=self.device,
                 )  # fmt: skip
             except Exception as error:

@@ -193,6 +193,13 @@ def _of_size(model: Classifier | Segmenter, config: ExportConfig) -> Classifier 
         preprocessing = model.preprocessing if side is None else model.preprocessing.of_size(side)
         return model.with_preprocessing(preprocessing)
     window = side or model.preprocessing.window or native_window(model.network)
+    if isinstance(window, tuple):
+        raise UsageError(
+            f"`{model.facts.name}` cannot be exported with its windows of {window[0]} x "
+            f"{window[1]} pixels.",
+            "Exported networks have square inputs.",
+            "Choose the side with `--image-size`; masks then differ from those of nnU-Net.",
+        )
     return model.with_preprocessing(replace(model.preprocessing, window=window))
 
 
@@ -387,8 +394,7 @@ def _shape(model: Classifier | Segmenter) -> tuple[int, int, int]:
     if isinstance(model, Classifier):
         side = model.preprocessing.crop
         return model.preprocessing.channels, side, side
-    side = model.preprocessing.window
-    return (1 if model.preprocessing.channels == "grey" else 3), side, side
+    return (1 if model.preprocessing.channels == "grey" else 3), *model.preprocessing.sides
 
 
 def _read(export_format: ExportFormat, path: Path, name: str) -> nn.Module:

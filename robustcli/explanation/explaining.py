@@ -93,7 +93,7 @@ from robustcli.explanation.views import (
     geometry_of,
     moved_places,
     read_boxes,
-    window_side,
+    window_size,
 )
 from robustcli.transforms.base import CLEAN, Cell
 
@@ -393,8 +393,8 @@ def _made_up(model: AnyModel) -> torch.Tensor:
         preprocessing = model.preprocessing
         image = made_up_image((preprocessing.channels, preprocessing.crop, preprocessing.crop))
     else:
-        side, channels = window_side(model), 1 if model.preprocessing.channels == "grey" else 3
-        image = made_up_image((channels, side, side))
+        channels = 1 if model.preprocessing.channels == "grey" else 3
+        image = made_up_image((channels, *window_size(model)))
     return model.normalised(image.to(model.device))
 
 

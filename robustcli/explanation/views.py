@@ -160,13 +160,13 @@ def _view(
     stacked = np.stack([prepared for prepared, _ in windows]).transpose(0, 3, 1, 2)
     with torch.no_grad():
         pixels = model.normalised(torch.from_numpy(stacked.copy()).to(model.device)).cpu()
-    side = window_side(model)
+    window = window_size(model)
     shown = [is_foreground(np.asarray(mask)) for mask in made.masks]
     if mask_class is not None:
         number = mask_class_number(mask_class, model.classes)
         shown = [np.asarray(mask) == number for mask in made.masks]
     masks = [
-        _cut(padded_to_window(mask[:, :, None], side, by="constant").image[:, :, 0], side)
+        _cut(padded_to_window(mask[:, :, None], window, by="constant").image[:, :, 0], window)
         for mask in shown
     ]
     return View(
@@ -175,26 +175,28 @@ def _view(
     )  # fmt: skip
 
 
-def window_side(segmenter: Segmenter) -> int:
-    """Side in pixels of the window on which a segmenter is explained."""
-    return segmenter.preprocessing.window or native_window(segmenter.network)
+def window_size(segmenter: Segmenter) -> tuple[int, int]:
+    """Height and width in pixels of the window on which a segmenter is explained."""
+    side = native_window(segmenter.network)
+    return segmenter.preprocessing.sides if segmenter.preprocessing.window else (side, side)
 
 
 def _window(segmenter: Segmenter, image: Image) -> tuple[NDArray[Any], Image]:
     """The window of `image`: preprocessed (h, w, C), and as RGB (h, w, 3)."""
-    side = window_side(segmenter)
+    window = window_size(segmenter)
     prepared: NDArray[Any] = grey(image) if segmenter.preprocessing.channels == "grey" else image
     by = "reflect"
     if segmenter.preprocessing.nnunet is not None:
         prepared, by = segmenter.preprocessing.nnunet.normalised(prepared), "constant"
-    framed = padded_to_window(prepared, side, by=by).image  # type: ignore[arg-type]
-    return _cut(framed, side), _cut(padded_to_window(image, side).image, side)
+    framed = padded_to_window(prepared, window, by=by).image  # type: ignore[arg-type]
+    return _cut(framed, window), _cut(padded_to_window(image, window).image, window)
 
 
-def _cut(image: NDArray[Any], side: int) -> NDArray[Any]:
-    """The central square of an image (H, W) or (H, W, C), whose sides are at least `side`."""
-    top, left = ((length - side) // 2 for length in image.shape[:2])
-    return np.ascontiguousarray(image[top : top + side, left : left + side])
+def _cut(image: NDArray[Any], window: tuple[int, int]) -> NDArray[Any]:
+    """The central window of an image (H, W) or (H, W, C), which is at least as large."""
+    height, width = window
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
 # Pixel origins: the position in the clean view of each pixel of a transformed view.
@@ -204,18 +206,18 @@ def _cut(image: NDArray[Any], side: int) -> NDArray[Any]:
 class Geometry:
     """Maps the pixels of an original image to those of the model's view of it.
 
-    Classifiers set `preprocessing`; segmenters set `side`, the side of their window.
+    Classifiers set `preprocessing`; segmenters set `window`, the height and width of their window.
     """
 
     preprocessing: Preprocessing | None
-    side: int | None
+    window: tuple[int, int] | None
     at_crop: bool
 
     def fit(self, places: Places) -> Places:
         """The view of a label image (H, W), without interpolation; 0 outside of the image."""
-        if self.side is not None:
-            padding = padded_to_window(places[:, :, None], self.side, by="constant").image[:, :, 0]
-            return _cut(padding, self.side)
+        if self.window is not None:
+            padded = padded_to_window(places[:, :, None], self.window, by="constant")
+            return _cut(padded.image[:, :, 0], self.window)
         assert self.preprocessing is not None
         preprocessing = self.preprocessing
         height, width = places.shape
@@ -234,7 +236,7 @@ def geometry_of(model: Classifier | Segmenter, *, at_crop: bool) -> Geometry:
     """The geometry of the view of `model`."""
     if isinstance(model, Classifier):
         return Geometry(model.preprocessing, None, at_crop)
-    return Geometry(None, window_side(model), at_crop)
+    return Geometry(None, window_size(model), at_crop)
 
 
 def moved_places(

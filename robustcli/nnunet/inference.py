@@ -74,8 +74,8 @@ _SIGMA = 1 / 8  # as a share of the window's side
 
 
 def covered_evenly(
-    images: Tensor, window: int, predict: Callable[[Tensor], Tensor], *, overlap: float, batch: int,
-    device: torch.device,
+    images: Tensor, window: tuple[int, int], predict: Callable[[Tensor], Tensor], *,
+    overlap: float, batch: int, device: torch.device,
 ) -> Tensor:  # fmt: skip
     """The outputs of `predict` for evenly spaced windows, Gaussian-weighted mean: (n, C, H, W).
 
@@ -83,11 +83,11 @@ def covered_evenly(
     least `overlap`.
     """
     count, _, *size = images.shape
+    tops, lefts = (window_starts(*sides, 1 - overlap) for sides in zip(size, window, strict=True))
+    height, width = window
     corners = [
-        (number, slice(top, top + window), slice(left, left + window))
-        for number, top, left in product(
-            range(count), *(window_starts(side, window, 1 - overlap) for side in size)
-        )
+        (number, slice(top, top + height), slice(left, left + width))
+        for number, top, left in product(range(count), tops, lefts)
     ]
     weights = gaussian_weights(window).to(images.device)
     total, parts = torch.zeros(0), torch.zeros(count, 1, *size).to(images.device)
@@ -116,12 +116,15 @@ def window_starts(side: int, window: int, step: float) -> list[int]:
     return [int(np.round(distance * number)) for number in range(count)]
 
 
-def gaussian_weights(window: int) -> Tensor:
-    """The weights of a window's pixels, float32 (window, window), in (0, 1], with maximum 1."""
+def gaussian_weights(window: tuple[int, int]) -> Tensor:
+    """The weights of a window's pixels, float32 (height, width), in (0, 1], with maximum 1."""
     from scipy.ndimage import gaussian_filter1d
 
-    impulse = np.zeros(window)
-    impulse[window // 2] = 1.0
-    curve = gaussian_filter1d(impulse, window * _SIGMA, mode="constant")
-    weights = torch.from_numpy(np.outer(curve, curve) / curve.max() ** 2).float()
+    curves = []
+    for side in window:
+        impulse = np.zeros(side)
+        impulse[side // 2] = 1.0
+        curves.append(gaussian_filter1d(impulse, side * _SIGMA, mode="constant"))
+    down, across = (curve / curve.max() for curve in curves)
+    weights = torch.from_numpy(np.outer(down, across)).float()
     return weights.clamp(min=float(weights[weights > 0].min()))

@@ -720,6 +720,6 @@ def preprocessing_words(model: ModelRecord) -> str:
     assert isinstance(record, MaskPreprocessingRecord)
     nnunet = ", nnU-Net's normalisation" if record.nnunet else ""
     return (
-        f"window {record.window}, {record.channels}, threshold {record.threshold:g}, "
+        f"window {record.window_in_words}, {record.channels}, threshold {record.threshold:g}, "
         f"overlap {record.overlap:g}{nnunet}"
     )

@@ -235,17 +235,27 @@ class PreprocessingRecord(Record):
 class MaskPreprocessingRecord(Record):
     """The preprocessing of segmenters: window in pixels, threshold on the foreground probability.
 
-    `overlap` is the overlap of neighbouring windows as a share of the window. `nnunet` is set for
-    networks with nnU-Net's inference, `mean` and `std` for networks with normalised input values.
+    `window` is the side of a square, or height and width; 0 for complete images. `overlap` is the
+    overlap of neighbouring windows as a share of the window. `nnunet` is set for networks with
+    nnU-Net's inference, `mean` and `std` for networks with normalised input values.
     """
 
-    window: int
+    window: int | tuple[int, int]
     channels: Literal["rgb", "bgr", "grey"]
     threshold: float
     overlap: float
     nnunet: NnUNetInference | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+    @property
+    def window_in_words(self) -> str:
+        """The side of a window, or its height and width."""
+        return (
+            " x ".join(map(str, self.window))
+            if isinstance(self.window, tuple)
+            else str(self.window)
+        )
 
 
 class ModelRecord(Record):

@@ -163,7 +163,8 @@ def test_the_plan_defines_the_network_without_options(tmp_path: Path, model: str
         loaded = load(ModelRequest(model, weights), "seg")
         assert loaded.facts.weights == str(file)
         assert loaded.classes == ("liver", "kidney")
-        assert loaded.preprocessing.window == 32  # the largest square within the patch
+        assert loaded.preprocessing.window == (48, 32)
+        loaded.try_out()
         assert loaded.preprocessing.nnunet is not None
         images = torch.randn(1, 3, *ORGANS.patch)
         torch.testing.assert_close(loaded.network(images), source(images), rtol=0, atol=0)

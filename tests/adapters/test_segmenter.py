@@ -303,7 +303,9 @@ def expected(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return result
 
 
-def segmenter(network: nn.Module, window: int = 64, **changes: object) -> Segmenter:
+def segmenter(
+    network: nn.Module, window: int | tuple[int, int] = 64, **changes: object
+) -> Segmenter:
     preprocessing, _ = MaskPreprocessing(window).changed(changes, 3)
     return Segmenter(network.eval(), preprocessing, FACTS)
 
@@ -387,7 +389,9 @@ def test_nnunets_way_averages_flips_and_then_windows_before_the_sigmoid(
     how = NnUNetInference((Channel(),) * 3, axes)
     (model,) = segmenter(Ramp(), nnunet=how).probabilities([image])
     pixels = torch.from_numpy(how.normalised(image)).permute(2, 0, 1)[None]
-    scores = covered_evenly(pixels, 64, Mirrored(Ramp(), axes), overlap=0.5, batch=4, device=CPU)
+    scores = covered_evenly(
+        pixels, (64, 64), Mirrored(Ramp(), axes), overlap=0.5, batch=4, device=CPU
+    )
     np.testing.assert_allclose(model, scores[0, 0].sigmoid(), atol=1e-6)
 
 
@@ -505,7 +509,7 @@ def test_memory_does_not_grow_with_the_image_beyond_the_image_itself() -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (2, 3), (7, 8), (8, 20), (31, 5)])
 def test_a_padded_image_holds_the_original_in_its_middle(height: int, width: int) -> None:
     (original,) = images([(height, width)])
-    padded = padded_to_window(original, 8)
+    padded = padded_to_window(original, (8, 8))
     assert padded.image.shape == (max(8, height), max(8, width), 3)
     cut = padded.image[padded.top : padded.top + height, padded.left : padded.left + width]
     np.testing.assert_array_equal(cut, original)
@@ -515,15 +519,15 @@ def test_a_padded_image_holds_the_original_in_its_middle(height: int, width: int
 
 def test_padding_is_a_reflection() -> None:
     row = np.repeat(np.arange(5, dtype=np.uint8)[None, :, None], 3, 2)
-    assert padded_to_window(row, 9).image[4, :, 0].tolist() == [2, 1, 0, 1, 2, 3, 4, 3, 2]
-    assert padded_to_window(row[:, :2], 8).image[0, :, 0].tolist() == [1, 0, 1, 0, 1, 0, 1, 0]
-    assert set(padded_to_window(row[:, 4:], 8).image.flat) == {4}
+    assert padded_to_window(row, (9, 9)).image[4, :, 0].tolist() == [2, 1, 0, 1, 2, 3, 4, 3, 2]
+    assert padded_to_window(row[:, :2], (8, 8)).image[0, :, 0].tolist() == [1, 0, 1, 0, 1, 0, 1, 0]
+    assert set(padded_to_window(row[:, 4:], (8, 8)).image.flat) == {4}
 
 
 def test_what_is_large_enough_is_left_alone() -> None:
     (original,) = images([(8, 9)])
-    assert padded_to_window(original, 8).image is original
-    assert padded_to_window(original, 0).image is original
+    assert padded_to_window(original, (8, 8)).image is original
+    assert padded_to_window(original, (0, 0)).image is original
 
 
 def by_hand(size: tuple[int, int], window: int, starts: tuple[list[int], list[int]]) -> Tensor:
@@ -550,9 +554,42 @@ def test_overlapping_windows_are_averaged_with_gaussian_weights() -> None:
         at = torch.arange(16.0) - 7.5
         return (at[:, None] + 10 * at).expand(len(windows), 1, 16, 16).clone()
 
-    averaged = covered(torch.zeros(1, 3, 32, 25), 16, coordinates, overlap=0.5, batch=4, device=CPU)
+    averaged = covered(
+        torch.zeros(1, 3, 32, 25), (16, 16), coordinates, overlap=0.5, batch=4, device=CPU
+    )
     expected = by_hand((32, 25), 16, ([0, 8, 16], [0, 8, 9]))
     torch.testing.assert_close(averaged[0, 0].double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(70, 150), (20, 40), (48, 64), (48, 30), (100, 64)])
+def test_windows_with_two_sides_are_those_of_the_plan(size: tuple[int, int]) -> None:
+    """As by hand: z-scores, zeros around small images, then the mean of evenly spaced windows."""
+    shapes: set[tuple[int, ...]] = set()
+
+    class Recording(Ramp):
+        def forward(self, x: Tensor) -> Tensor:
+            shapes.add(tuple(x.shape[1:]))
+            return super().forward(x)
+
+    inference = NnUNetInference((Channel("zscore"),) * 3, ())
+    model = segmenter(Recording(), (48, 64), nnunet=inference)
+    (picture,) = images([size])
+    (answer,) = model.probabilities([picture])
+    assert shapes == {(3, 48, 64)}
+    padded = padded_to_window(inference.normalised(picture), (48, 64), by="constant")
+    pixels = torch.from_numpy(padded.image).permute(2, 0, 1)[None].float()
+    scores = covered_evenly(pixels, (48, 64), Ramp(), overlap=0.5, batch=4, device=CPU)
+    if pixels.shape[2:] == (48, 64):
+        scores = Ramp()(pixels)
+    height, width = size
+    expected = scores.sigmoid()[0, 0, padded.top :, padded.left :][:height, :width]
+    np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [-1, True, 1.5, (8,), (8, 0), (8, 8, 8), (8, "8")])
+def test_a_window_is_a_side_or_a_height_and_width(window: Any) -> None:
+    with pytest.raises(UsageError, match="is not a number of pixels"):
+        MaskPreprocessing(window)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
@@ -564,7 +601,7 @@ def test_no_more_windows_at_a_time_than_said(batch: int) -> None:
         return windows.mean(1, keepdim=True)
 
     images = torch.rand(2, 3, 20, 33, generator=torch.Generator().manual_seed(0))
-    averaged = covered(images, 8, brightness, overlap=0.25, batch=batch, device=CPU)
+    averaged = covered(images, (8, 8), brightness, overlap=0.25, batch=batch, device=CPU)
     torch.testing.assert_close(averaged, images.mean(1, keepdim=True))
     assert {shape[1:] for shape in seen} == {(3, 8, 8)}
     assert max(shape[0] for shape in seen) <= batch

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from scipy.stats import zscore
 from torch import Tensor, nn
 
@@ -154,14 +155,38 @@ def test_windows_lie_at_even_distances(side: int, window: int, starts: list[int]
 
 
 def test_pixels_weigh_as_in_nnunet() -> None:
-    weights = gaussian_weights(8)
+    weights = gaussian_weights((8, 8))
     middle = torch.tensor(  # by nnU-Net v2.1.2's own `compute_gaussian((8, 8))`
         [3.3546e-4, 1.1109e-2, 0.135335, 0.606531, 1.0, 0.606531, 0.135335, 1.1109e-2]
     )
     torch.testing.assert_close(weights[4], middle, rtol=1e-4, atol=0.0)
     torch.testing.assert_close(weights, weights.T)
     assert weights[0, 0] > 0
-    assert gaussian_weights(256).min() > 0  # the curve ends four deviations from its middle
+    assert gaussian_weights((256, 256)).min() > 0  # the curve ends four deviations from its middle
+
+
+def test_windows_with_two_sides_are_those_of_nnunet() -> None:
+    """By nnU-Net v2.1.2's algorithm, with loops and SciPy's two-dimensional filter."""
+    window, size = (8, 12), (21, 30)
+    images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(2))
+
+    def predict(pixels: Tensor) -> Tensor:
+        return pixels.cumsum(2).cumsum(3)[:, :2]
+
+    impulse = np.zeros(window)
+    impulse[window[0] // 2, window[1] // 2] = 1
+    weights = gaussian_filter(impulse, [side / 8 for side in window], 0, mode="constant", cval=0)
+    weights /= weights.max()
+    weights[weights == 0] = weights[weights != 0].min()
+    np.testing.assert_allclose(gaussian_weights(window), weights, rtol=1e-6)
+    total, norm = np.zeros((2, *size)), np.zeros(size)
+    for top in (0, 3, 6, 10, 13):
+        for left in (0, 6, 12, 18):
+            rows, columns = slice(top, top + window[0]), slice(left, left + window[1])
+            total[:, rows, columns] += predict(images[:, :, rows, columns])[0].numpy() * weights
+            norm[rows, columns] += weights
+    found = covered_evenly(images, window, predict, overlap=0.5, batch=5, device=CPU)
+    np.testing.assert_allclose(found[0], total / norm, rtol=1e-5)
 
 
 def test_scores_are_averaged_by_weight() -> None:
@@ -172,8 +197,8 @@ def test_scores_are_averaged_by_weight() -> None:
         assert len(pixels) <= 3
         return pixels[:, :1, :1, :1].expand(-1, 1, 8, 8)
 
-    found = covered_evenly(images, 8, predict, overlap=0.5, batch=3, device=CPU)
-    weights = gaussian_weights(8)
+    found = covered_evenly(images, (8, 8), predict, overlap=0.5, batch=3, device=CPU)
+    weights = gaussian_weights((8, 8))
     for number, y, x in [(0, 0, 0), (0, 5, 6), (1, 11, 20), (1, 7, 13)]:
         heard = [
             (weights[y - top, x - left], images[number, 0, top, left])
@@ -187,5 +212,5 @@ def test_scores_are_averaged_by_weight() -> None:
 
 def test_what_every_window_says_alike_stands() -> None:
     images = torch.rand(1, 3, 31, 17, generator=torch.Generator().manual_seed(1))
-    found = covered_evenly(images, 16, lambda x: x[:, 1:2], overlap=0.5, batch=4, device=CPU)
+    found = covered_evenly(images, (16, 16), lambda x: x[:, 1:2], overlap=0.5, batch=4, device=CPU)
     torch.testing.assert_close(found, images[:, 1:2])

@@ -243,7 +243,7 @@ def test_there_are_no_more_windows_than_needed(height: int, width: int, size: in
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (5, 20), (20, 20), (9, 40)])
 def test_a_small_image_is_padded_as_in_prediction(height: int, width: int) -> None:
     image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    expected = padded_to_window(image, 20).image[:20, :20]
+    expected = padded_to_window(image, (20, 20)).image[:20, :20]
     assert np.array_equal(window(image, 0, 0, 20), expected)
 
 
