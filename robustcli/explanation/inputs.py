@@ -24,8 +24,7 @@ from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName, canonical, find, matching, nearest
 from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import check_folder, has_record
-from robustcli.core.seeds import identity_seed
-from robustcli.data.dataset import Sample
+from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.labels import LabelSpace
 from robustcli.data.splits import take
 from robustcli.evaluation.cell_table import table
@@ -177,6 +176,7 @@ def _of_run(
     record = read_record(run)
     config = for_task(config, record.task)
     _check(config)
+    _check_recorded(config, run, record)
     name = _model_name(config, record, listener)
     verify = VerifyConfig(
         run, data=config.data, weights=config.moved, label_space=config.label_space,
@@ -202,8 +202,9 @@ def _of_run(
         items = {key: item for key, item in items.items() if item.target == index}
     items = {key: item for key, item in items.items() if key not in stored.skipped}
     if config.limit is not None:
-        drawn = sorted(items, key=lambda key: identity_seed("explain", record.seed, key))
-        items = {key: items[key] for key in sorted(drawn[: config.limit])}
+        images = Dataset("run", str(run), tuple(items.values()), space)
+        part = take(images, limit=config.limit, seed=record.seed)
+        items = {item.image_id: item for item in part.samples}
     transforms = tuple(cell.transform for cell in cells if cell != CLEAN)
     config = replace(
         config, models=(request,), transforms=transforms, seed=record.seed,
@@ -229,6 +230,22 @@ def _of_run(
         config, models.task, name, recorded.family, request, load, items, cells, record.dataset,
         record.split, space, device, folder, run,
     )  # fmt: skip
+
+
+def _check_recorded(config: ExplainConfig, run: Path, record: RunRecord) -> None:
+    """Raises UsageError for options other than those of the run, whose values are used."""
+    options = {
+        "--seed": (config.seed, record.seed, 0),
+        "--apply-at": (config.apply_at, record.apply_at, "original"),
+    }
+    for option, (value, recorded, default) in options.items():
+        if value not in (recorded, default):
+            raise UsageError(
+                f"`{option} {value}` cannot be used with this run.",
+                f"`{run}` was computed with `{option} {recorded}`, and its photos are transformed "
+                "and selected as in the run.",
+                "Omit it, or explain the model with `--model NAME` instead of the run.",
+            )
 
 
 def _model_name(config: ExplainConfig, record: RunRecord, listener: Listener) -> str:

@@ -253,6 +253,23 @@ def probabilities(run: Path, cell: Cell) -> pd.Series:
     return rows.set_index("image_id")["target_probability"]
 
 
+def test_photos_of_a_run_are_limited_as_in_an_evaluation(photos, tmp_path):
+    pico = {"models": (ModelRequest("vmamba-pico"),), "seed": 3}
+    run = evaluate(config(photos, tmp_path / "eval", "fliplr", **pico))
+    part = evaluate(config(photos, tmp_path / "part", "identity", limit=5, **pico))
+    asked = settings(
+        None, tmp_path / "out", models=(), source=run, images=(), limit=5, methods=("attention",)
+    )
+    ids = Store(part).rows("vmamba-pico", CLEAN, "cls")["image_id"].tolist()
+    assert read_explain_record(explain(asked)).images == sorted(ids)
+    for change, message in (
+        ({"seed": 5}, r"`--seed 5` cannot be used with this run\.\n.* with `--seed 3`"),
+        ({"apply_at": "crop"}, r"`--apply-at crop` cannot be used with this run\."),
+    ):
+        with pytest.raises(UsageError, match=message):
+            explain(replace(asked, **change))
+
+
 def test_the_worst_photos_of_a_finished_run(photos, tmp_path):
     run = evaluate(config(photos, tmp_path / "eval", "fliplr", "invert", models=(PICO,)))
     fall = probabilities(run, CLEAN) - probabilities(run, Cell("invert", 0))
