@@ -535,11 +535,6 @@ def test_groups_too_few_for_any_verdict_are_named(tmp_path: Path, groups: int, t
         assert [line.verdict.p for line in comparison.lines] == [2 / 2**5] * 2
 
 
-def test_every_column_is_documented() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
-    assert set(COMPARISON_COLUMNS) <= set(re.findall(r"`([a-z_]+)`", page.split("## Files")[1]))
-
-
 COMMAND = "robust compare a b --out comparison"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robustcli.core.errors import UsageError
 from robustcli.finetuning.record import SWEEPS, RuleRecord
 from robustcli.metrics.mask_scores import dice
 from robustcli.metrics.paired import PairedDifference, class_difference
@@ -36,7 +34,6 @@ from robustcli.reports.finetuning_page import (
     finetuning_results,
     finetuning_text,
 )
-from robustcli.reports.numbers import mebibytes, megabytes, p_value, seconds
 from robustcli.reports.pages import to_json
 from robustcli.reports.scoring import SCORINGS
 from robustcli.training.record import TRAINING
@@ -83,14 +80,6 @@ def test_rules_of_a_sweep_are_told_apart_and_their_weights_may_be_from_before_it
     assert swept_before_freezing(findings) == []
 
 
-def test_a_folder_without_a_fine_tuning_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not a run"):
-        read_finetuning(tmp_path)
-
-
-FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
-
-
 def test_a_line_holds_what_a_mode_gave_and_cost(tmp_path: Path) -> None:
     findings = read_finetuning(build_finetuning(tmp_path))
     table = finetuning_results(findings)
@@ -116,12 +105,6 @@ def test_what_is_missing_is_null_and_counts_stay_whole(tmp_path: Path) -> None:
     assert first["dice_minus_full"] is None
     assert (second["dice"], second["trainable"], second["seconds_per_iteration"]) == (None,) * 3
     assert (second["status"], second["epochs"], second["iterations"]) == ("running", 2, 20)
-
-
-def test_every_column_is_documented() -> None:
-    section = FORMATS.read_text(encoding="utf-8").split("## Fine-tuning")[1]
-    column_names = set(re.findall(r"`([a-z_0-9]+)`", section))
-    assert set(SEGMENTER_MODE_COLUMNS) <= column_names
 
 
 def test_relaxed_numbers_are_of_data_with_a_tolerance(tmp_path: Path) -> None:
@@ -295,13 +278,6 @@ def test_a_slower_iteration_is_called_slower(findings: FinetuningFindings) -> No
     assert "2.00 times as long (99.7 % more) as in full" in words_of(
         replace(findings, modes=tuple(runs))
     )
-
-
-def test_sizes_have_the_digits_that_a_few_tensors_need() -> None:
-    assert (megabytes(795_648), megabytes(123_456_789)) == ("0.796 MB", "123.5 MB")
-    assert mebibytes(3 * 2**29) == "1,536 MiB"
-    assert (seconds(0.0123), seconds(0.2312), seconds(1.25)) == ("12.3 ms", "0.231 s", "1.2 s")
-    assert (p_value(0.0004), p_value(0.0156), p_value(0.25)) == ("< 0.001", "0.016", "0.25")
 
 
 def test_where_nothing_was_frozen_time_and_memory_are_no_merit(

@@ -27,7 +27,6 @@ from robustcli.reports.finetuning_page import (
     rule_limit,
     short_names,
 )
-from robustcli.reports.numbers import statistic
 from tests.reports.finetune_runs import (
     IMAGES,
     MAMBA,
@@ -102,14 +101,6 @@ def test_a_tensor_without_a_gradient_comes_last(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "frozen.csv", index=False)
     last = chosen_from(read_finetuning(tmp_path)).iloc[-1]
     assert last["name"] == "mamba_layer.mamba.A_log"
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [(1.26e-8, "1.3e-08"), (0.0, "0"), (None, "\N{EN DASH}"), (float("nan"), "\N{EN DASH}")],
-)
-def test_a_statistic_has_two_digits(value: float | None, expected: str) -> None:
-    assert statistic(value) == expected
 
 
 def test_time_that_nobody_measured_is_a_dash() -> None:

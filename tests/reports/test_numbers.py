@@ -8,10 +8,14 @@ from robustcli.reports.numbers import (
     fraction,
     fraction_range,
     is_missing,
+    mebibytes,
+    megabytes,
     p_value,
     percent,
     percent_range,
+    seconds,
     signed,
+    statistic,
     with_range,
 )
 
@@ -104,3 +108,12 @@ def test_a_p_value_above_the_limit_is_not_printed_as_the_limit() -> None:
     assert [p_value(p) for p in (0.05, 0.0500001, 0.0504, 0.0512)] == [
         *("0.050", "0.051", "0.051", "0.051"),
     ]
+
+
+def test_sizes_have_the_digits_that_a_few_tensors_need() -> None:
+    assert (megabytes(795_648), megabytes(123_456_789)) == ("0.796 MB", "123.5 MB")
+    assert mebibytes(3 * 2**29) == "1,536 MiB"
+    assert (seconds(0.0123), seconds(0.2312), seconds(1.25)) == ("12.3 ms", "0.231 s", "1.2 s")
+    assert (p_value(0.0004), p_value(0.0156), p_value(0.25)) == ("< 0.001", "0.016", "0.25")
+    values = (1.26e-8, 0.0, None, float("nan"))
+    assert [statistic(value) for value in values] == ["1.3e-08", "0", DASH, DASH]

@@ -17,13 +17,14 @@ from torch import nn
 
 import robustcli
 from robustcli.evaluation.cell_table import table
-from robustcli.reports.finetuning_page import columns
+from robustcli.reports.comparison import COMPARISON_COLUMNS
+from robustcli.reports.finetuning_page import SEGMENTER_MODE_COLUMNS, columns
 from robustcli.reports.pages import Page, to_json, write_page, write_result_files
 from robustcli.reports.scoring import SCORINGS
 from robustcli.reports.training_page import CLASSIFIER_COLUMNS
 from tests.builders import IDENTITY, RunPlan, build_run, paper21
 
-FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_all_four_files_are_written(tmp_path: Path) -> None:
@@ -75,10 +76,17 @@ def test_infinity_never_reaches_a_file(numbers: pd.DataFrame) -> None:
         to_json(numbers)
 
 
-def test_every_column_of_classifiers_is_documented() -> None:
-    text = FORMATS.read_text(encoding="utf-8")
-    for name in (*CLASSIFIER_COLUMNS, *columns(SCORINGS["cls"])):
-        assert f"`{name}`" in text, name
+@pytest.mark.parametrize(
+    ("page", "heading", "names"),
+    [
+        ("formats.md", "", (*CLASSIFIER_COLUMNS, *columns(SCORINGS["cls"]))),
+        ("formats.md", "## Fine-tuning", SEGMENTER_MODE_COLUMNS),
+        ("compare.md", "## Files", COMPARISON_COLUMNS),
+    ],
+)
+def test_every_column_is_documented(page: str, heading: str, names: tuple[str, ...]) -> None:
+    section = (DOCS / page).read_text(encoding="utf-8").partition(heading or "#")[2]
+    assert set(names) <= set(re.findall(r"`([a-z_0-9]+)`", section))
 
 
 def test_temporary_files_of_killed_reports_are_removed(tmp_path: Path) -> None:

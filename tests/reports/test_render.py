@@ -15,8 +15,10 @@ import pytest
 from robustcli.core.errors import UsageError
 from robustcli.core.io import to_csv
 from robustcli.evaluation.cell_table import table
+from robustcli.reports.finetuning_findings import read_finetuning
 from robustcli.reports.pages import to_json
 from robustcli.reports.render import render, render_zoo
+from robustcli.reports.training_findings import read_training
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.mask_runs import MaskPlan, build_masks
@@ -95,9 +97,10 @@ def test_results_do_not_depend_on_how_often_the_run_was_interrupted(tmp_path: Pa
     assert (to_csv(first), to_json(first)) == (to_csv(second), to_json(second))
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [render, read_training, read_finetuning])
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(UsageError, match="is not a run"):
-        render(tmp_path)
+        read(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

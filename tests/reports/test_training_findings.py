@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustcli.core.errors import RunError, UsageError
+from robustcli.core.errors import RunError
 from robustcli.reports.pages import to_json, write_result_files
 from robustcli.reports.training_findings import (
     TrainingFindings,
@@ -37,11 +37,6 @@ def test_an_evaluation_without_rows_is_not_measured_yet(tmp_path: Path) -> None:
     for file in (tmp_path / "test").glob("predictions/**/*.parquet"):
         file.unlink()
     assert read_training(tmp_path).test is None
-
-
-def test_a_folder_without_a_training_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not a run"):
-        read_training(tmp_path)
 
 
 # Table I of "Mamba-Based Tumor Segmentation" as printed, and the counted parameters.
