@@ -10,7 +10,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -423,12 +423,9 @@ class RecordedModels:
         Raises:
             MachineError: The model was a network in memory, which no file contains.
         """
-        arguments = dict(model.arguments)
+        request = partial(ModelRequest, arguments=dict(model.arguments), run_code=False)
         if model.untrained and not _foreign_source(model):
-            yield ModelRequest(
-                model.name, None, arguments, label_space=self.label_space, untrained=True,
-                run_code=False,
-            )  # fmt: skip
+            yield request(model.name, label_space=self.label_space, untrained=True)
             return
         trained = [] if self._trained_weights is None else [self._trained_weights]
         recorded = Path(model.weights)
@@ -438,13 +435,16 @@ class RecordedModels:
             yield from self._foreign_requests(model, existing)
             return
         for file in dict.fromkeys(existing):
-            request = self._from_file(model, file)
-            if request is not None:
-                yield request
+            try:
+                header = header_beside(weights_in(file))
+            except UsageError:
+                continue
+            if header is None:
+                yield request(model.name, file, label_space=self.label_space)
+            else:
+                yield request(header.model, file)
         if not model.pretraining.startswith("unknown") or not existing:
-            yield ModelRequest(
-                model.name, None, arguments, label_space=self.label_space, run_code=False
-            )
+            yield request(model.name, label_space=self.label_space)
 
     def _foreign_requests(
         self, model: ModelRecord, existing: Sequence[Path]
@@ -476,18 +476,6 @@ class RecordedModels:
             )
         if not (is_file and existing):
             yield ModelRequest(source, **options)
-
-    def _from_file(self, model: ModelRecord, file: Path) -> ModelRequest | None:
-        try:
-            header = header_beside(weights_in(file))
-        except UsageError:
-            return None
-        if header is not None:
-            return ModelRequest(header.model, file, dict(model.arguments), run_code=False)
-        arguments = dict(model.arguments)
-        return ModelRequest(
-            model.name, file, arguments, label_space=self.label_space, run_code=False
-        )
 
 
 def _foreign_source(model: ModelRecord) -> bool:

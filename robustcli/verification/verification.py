@@ -13,7 +13,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,18 +140,13 @@ def _check_rows(stored: StoredRows, images: Mapping[str, Sample], check: Evaluat
     for block in stored.blocks:
         rows, path = stored.rows(block), stored.path(block)
         file = path.relative_to(stored.run).as_posix()
-        damaged = partial(
-            Discrepancy, "rows", file, model=block.model, transform=block.cell.transform,
-            severity=block.cell.severity,
-        )  # fmt: skip
         if rows is None:
-            note = stored.damaged[path]
-            fault = damaged(stored="a damaged file", recomputed="a file of rows", note=note)
-            check.differences.append(fault)
+            values, note = ("a damaged file", "a file of rows"), stored.damaged[path]
+            check.differences.append(_in_block(block, "rows", file, *values, note=note))
             continue
         if not fits_checksum(path):  # the checks of the rows below may find the changed row
-            text = "damaged or edited: its checksum does not match"
-            check.differences.append(damaged(stored=text, recomputed="as written"))
+            values = ("damaged or edited: its checksum does not match", "as written")
+            check.differences.append(_in_block(block, "rows", file, *values))
         check.rows += len(rows)
         counts = Counter(str(row["image_id"]) for row in rows)
         differences = [
@@ -169,24 +163,23 @@ def _check_rows(stored: StoredRows, images: Mapping[str, Sample], check: Evaluat
                     image_id, "image", image_id, None, "not an image of the run"
                 )
                 differences.append(unknown)
-        check.differences += [_in_block(block, "rows", difference) for difference in differences]
+        check.differences += [_in_row(block, "rows", difference) for difference in differences]
 
 
-def _in_block(block: RowBlock, place: str, difference: RowDifference) -> Discrepancy:
-    """The discrepancy for a difference in a row of `block`."""
+def _in_block(
+    block: RowBlock, place: str, quantity: str, stored: Any, recomputed: Any,
+    image_id: str | None = None, note: str = "",
+) -> Discrepancy:  # fmt: skip
+    cell = block.cell
     return Discrepancy(
-        place, difference.quantity, difference.stored, difference.recomputed, block.model,
-        block.cell.transform, block.cell.severity, difference.image_id, difference.note,
+        place, quantity, stored, recomputed, block.model, cell.transform, cell.severity, image_id,
+        note,
     )  # fmt: skip
 
 
-def _without_number(block: RowBlock, image_ids: Sequence[str]) -> Discrepancy:
-    """The discrepancy for a network that returns NaN for one of the images."""
-    return Discrepancy(
-        "predictions", "output", "a prediction", "NaN (not a number)", block.model,
-        block.cell.transform, block.cell.severity,
-        note=f"for an image from `{image_ids[0]}` to `{image_ids[-1]}`",
-    )  # fmt: skip
+def _in_row(block: RowBlock, place: str, row: RowDifference) -> Discrepancy:
+    values = row.quantity, row.stored, row.recomputed
+    return _in_block(block, place, *values, row.image_id, row.note)
 
 
 def _sample_blocks(
@@ -256,9 +249,11 @@ def _recompute(
             compared = ComparedBlock(rows[block], check.tolerance.value, check.agreement)
             try:
                 differences = COMPARISONS[record.task].compare(batch, predictors[name], compared)
-                check.differences += [_in_block(block, "predictions", d) for d in differences]
+                check.differences += [_in_row(block, "predictions", d) for d in differences]
             except NotFiniteError:  # earlier versions stored rows of such outputs
-                check.differences.append(_without_number(block, batch.image_ids))
+                values = "output", "a prediction", "NaN (not a number)"
+                note = f"for an image from `{batch.image_ids[0]}` to `{batch.image_ids[-1]}`"
+                check.differences.append(_in_block(block, "predictions", *values, note=note))
         listener.advance((len(batch.image_ids) + len(batch.unreadable)) * len(batch.models))
 
 
