@@ -36,7 +36,7 @@ from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.training_findings import (
     TrainingFindings,
     headline,
-    paper_scores,
+    paper_batches,
     pooled,
     read_training,
 )
@@ -150,8 +150,7 @@ def _paper_batches(trainings: Sequence[TrainingFindings]) -> FloatArray | None:
         rows, size = training.paper, training.record.recipe.paper_batch
         if rows is None or size is None:
             return None
-        parts = [rows[at : at + size] for at in range(0, len(rows), size)]
-        columns.append(np.array([paper_scores(part, size).dice for part in parts]))
+        columns.append(paper_batches(rows, size)[0])
     lengths = {len(column) for column in columns}
     return np.column_stack(columns) if len(lengths) == 1 else None
 

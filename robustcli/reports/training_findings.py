@@ -14,7 +14,7 @@ from robustcli.core.io import read_csv, reading
 from robustcli.core.names import counted
 from robustcli.core.rundir import has_record
 from robustcli.metrics.class_scores import Calibration, MacroF1
-from robustcli.metrics.intervals import Bootstrap
+from robustcli.metrics.intervals import Bootstrap, FloatArray
 from robustcli.metrics.mask_scores import CleanMaskComparison, compare_masks_with_clean
 from robustcli.reports.findings import ClassFindings, Findings, read_findings
 from robustcli.reports.numbers import MISSING, fraction_range
@@ -299,28 +299,35 @@ class PaperScores(NamedTuple):
     undefined: int
 
 
-def paper_scores(rows: pd.DataFrame, batch: int) -> PaperScores:
-    """The scores of `rows` (columns PAPER of `record`), in consecutive batches of `batch` rows.
+def paper_batches(rows: pd.DataFrame, batch: int) -> tuple[FloatArray, FloatArray]:
+    """Dice and IoU of each batch of `batch` consecutive rows (columns PAPER of `record`), (B,).
 
-    A batch's dice is 2 sum(p t) / (sum p + sum t), without smoothing; its IoU is the number of
-    pixels in both masks over the number in either, or 0 if both are empty. Soft masks enter the
-    dice with their values, and the IoU with all pixels above 0. The last batch can be smaller and
-    has the same weight as the others.
+    A batch's dice is 2 sum(p t) / (sum p + sum t), without smoothing, and NaN if it is 0/0; its IoU
+    is the number of pixels in both masks over the number in either, or 0 if both are empty. Soft
+    masks enter the dice with their values, and the IoU with all pixels above 0. The last batch can
+    be smaller.
 
     Source: the test notebooks of the paper.
     """
     number = np.arange(len(rows)) // batch
-    pooled = rows[list(PAPER[1:])].groupby(number).sum()
-    size = (pooled["predicted"] + pooled["target"]).to_numpy(float)
-    defined = size > 0
-    dice = 2 * pooled["intersection"].to_numpy(float)[defined] / size[defined]
-    union = pooled["union"].to_numpy(float)
-    iou = np.divide(pooled["overlap"], union, out=np.zeros_like(union), where=union > 0)
+    sums = rows[list(PAPER[1:])].groupby(number).sum()
+    size = (sums["predicted"] + sums["target"]).to_numpy(float)
+    inside, overlap, union = (
+        sums[name].to_numpy(float) for name in ("intersection", "overlap", "union")
+    )
+    dice = np.divide(2 * inside, size, out=np.full(len(size), np.nan), where=size > 0)
+    return dice, np.divide(overlap, union, out=np.zeros(len(union)), where=union > 0)
+
+
+def paper_scores(rows: pd.DataFrame, batch: int) -> PaperScores:
+    """The scores of `rows`: the means over batches of equal weight, see `paper_batches`."""
+    dice, iou = paper_batches(rows, batch)
+    defined = dice[~np.isnan(dice)]
     return PaperScores(
-        float(dice.mean()) if len(dice) else float("nan"),
+        float(defined.mean()) if len(defined) else float("nan"),
         float(iou.mean()) if len(iou) else float("nan"),
-        len(pooled),
-        int((~defined).sum()),
+        len(dice),
+        len(dice) - len(defined),
     )
 
 
@@ -372,19 +379,10 @@ def pooled(training: TrainingFindings) -> Pooled | None:
     rows, batch = training.paper, training.record.recipe.paper_batch
     if rows is None or batch is None or rows.empty:
         return None
-    scores = paper_scores(rows, batch)
-    single = [paper_scores(rows[p : p + batch], batch) for p in range(0, len(rows), batch)]
-    return Pooled(_pooled_score(scores, single, training), scores.batches, scores.undefined, batch)
-
-
-def _pooled_score(
-    scores: PaperScores, single: list[PaperScores], training: TrainingFindings
-) -> Score:
-    """The means over batches, with intervals from resampling batches."""
+    scores, (dice, iou) = paper_scores(rows, batch), paper_batches(rows, batch)
     bootstrap = Bootstrap(training.record.seed)
-    dice = np.array([part.dice for part in single if not np.isnan(part.dice)])
-    over_dice, over_iou = bootstrap.mean(dice), bootstrap.mean(np.array([p.iou for p in single]))
-    return Score(
+    over_dice, over_iou = bootstrap.mean(dice[~np.isnan(dice)]), bootstrap.mean(iou)
+    score = Score(
         None if np.isnan(scores.dice) else scores.dice,
         over_dice.low if over_dice else None,
         over_dice.high if over_dice else None,
@@ -392,6 +390,7 @@ def _pooled_score(
         over_iou.low if over_iou else None,
         over_iou.high if over_iou else None,
     )
+    return Pooled(score, scores.batches, scores.undefined, batch)
 
 
 def headline(training: TrainingFindings) -> Score | None:
