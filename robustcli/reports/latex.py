@@ -180,14 +180,8 @@ def evaluation_tables(run: Path) -> str:
 
 def _classes(findings: Findings, model: str) -> LatexTable:
     """The class scores of one model on clean images."""
-    record = findings.record
     rows = [[tex(line.name), *line.cells] for line in findings.classes.clean(model)]
-    values = {
-        "model": model,
-        "findings": findings,
-        "record": record,
-        "version": _version(record.versions),
-    }
+    values = {"model": model, **_of_findings(findings)}
     return LatexTable("classes", f"classes-{file_name(model)}", ["class", *HEADS], 1, rows, values)
 
 
@@ -227,16 +221,14 @@ def _drops(findings: Findings, measure: Measure) -> LatexTable:
 def _by_model(
     kind: str, findings: Findings, measure: Measure, rows: Sequence[Sequence[str]]
 ) -> LatexTable:
-    record = findings.record
-    values = {
-        "measure": measure,
-        "findings": findings,
-        "record": record,
-        "several": len(findings.models) > 1,
-        "version": _version(record.versions),
-    }
+    values = {"measure": measure, "several": len(findings.models) > 1, **_of_findings(findings)}
     heads = ["transform", *(name(model.name) for model in findings.models)]
     return LatexTable(kind, f"{kind}-{measure.column}", heads, 1, rows, values)
+
+
+def _of_findings(findings: Findings) -> dict[str, object]:
+    record = findings.record
+    return {"findings": findings, "record": record, "version": _version(record.versions)}
 
 
 def training_tables(run: Path) -> str:
@@ -275,8 +267,7 @@ def training_tables(run: Path) -> str:
 def _shown(score: Score | None) -> tuple[str, str]:
     if score is None or score.dice is None:
         return MISSING, MISSING
-    iou = MISSING if score.iou is None else f"{score.iou:.3f}{score.iou_range}"
-    return f"{score.dice:.3f}{score.dice_range}", iou
+    return score.dice_words, score.iou_words
 
 
 def _of_training(training: TrainingFindings) -> dict[str, object]:

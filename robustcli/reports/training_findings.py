@@ -17,7 +17,7 @@ from robustcli.metrics.class_scores import Calibration, MacroF1
 from robustcli.metrics.intervals import Bootstrap, FloatArray
 from robustcli.metrics.mask_scores import CleanMaskComparison, compare_masks_with_clean
 from robustcli.reports.findings import ClassFindings, Findings, read_findings
-from robustcli.reports.numbers import MISSING, fraction_range
+from robustcli.reports.numbers import MISSING, fraction_range, with_range
 from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.statistics import CLEAN_CELL, ClassifierStatistics
 from robustcli.training.record import ADDED, PAPER, TrainRecord, read_train_record
@@ -345,17 +345,18 @@ class Score:
     @property
     def dice_range(self) -> str:
         """The interval of the dice in brackets, after a space; empty if unknown."""
-        return _in_brackets(self.dice_low, self.dice_high)
+        ends = fraction_range(self.dice_low, self.dice_high)
+        return "" if ends == MISSING else f" ({ends})"
 
     @property
-    def iou_range(self) -> str:
-        """The interval of the IoU in brackets, after a space; empty if unknown."""
-        return _in_brackets(self.iou_low, self.iou_high)
+    def dice_words(self) -> str:
+        """The dice with its interval, as text."""
+        return with_range(self.dice, self.dice_low, self.dice_high)
 
-
-def _in_brackets(low: float | None, high: float | None) -> str:
-    ends = fraction_range(low, high)
-    return "" if ends == MISSING else f" ({ends})"
+    @property
+    def iou_words(self) -> str:
+        """The IoU with its interval, as text."""
+        return with_range(self.iou, self.iou_low, self.iou_high)
 
 
 @dataclass(frozen=True)

@@ -385,7 +385,7 @@ def _headline(training: TrainingFindings) -> str:
     """The score in the title; empty until it is measured."""
     if training.record.protocol == "paper":
         score = headline(training)
-        return "" if score is None else f"{fraction(score.dice)}{score.dice_range}"
+        return "" if score is None else score.dice_words
     return "" if training.test is None else training.scoring.shown(training.test.numbers)
 
 
