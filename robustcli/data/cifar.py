@@ -3,9 +3,10 @@
 Each image is a range of bytes in a file. Listing the data set reads only the labels; the pixels of
 an image are read when it is decoded.
 
-No code in the pickles is executed. `read_pickle` refuses files with instructions other than those
-of lists, dicts, tuples, strings, numbers and arrays, and replaces NumPy's three names in the pickle
-of an array by objects of this module. No object with another name is imported, created or called.
+The pickles are not unpickled. `read_pickle` interprets their opcodes (`pickletools.genops`, which
+executes nothing) and builds lists, dicts and strings. The only accepted names are NumPy's three
+names in the pickle of an array of bytes. No object named in a pickle is created, and no function
+named in it is called.
 
 Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, and the layouts
 on www.cs.toronto.edu/~kriz/cifar.html.
@@ -13,11 +14,9 @@ on www.cs.toronto.edu/~kriz/cifar.html.
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 import pickletools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -134,7 +133,7 @@ def _class_names(version: _Version, file: FileRef) -> list[str]:
         names: Any = [line.strip() for line in content.decode("latin-1").splitlines()]
         names = [line for line in names if line]
     else:
-        names = _dictionary(file, content).get(version.names_key)
+        names = _dictionary(file, read_pickle(content, str(file))).get(version.names_key)
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         _broken(file, f"it has no list `{version.names_key or 'of classes'}`")
     return names
@@ -150,9 +149,9 @@ def _rows(version: _Version, file: FileRef) -> Iterator[tuple[int, FileRef]]:
         labels: Any = list(content[version.label_bytes - 1 :: record])
         first = version.label_bytes
     else:
-        record, content_dict = IMAGE_BYTES, _dictionary(file, content)
+        record, content_dict = IMAGE_BYTES, _dictionary(file, read_pickle(content, str(file)))
         labels, array = content_dict.get(version.labels_key), content_dict.get("data")
-        if not isinstance(array, PickledArray) or not array.values:
+        if not isinstance(array, PickledArray) or array.start is None:
             _broken(file, "it has no array `data`")
         if not isinstance(labels, list) or not all(type(x) is int and x >= 0 for x in labels):
             _broken(file, f"it has no list `{version.labels_key}` of class numbers")
@@ -162,25 +161,16 @@ def _rows(version: _Version, file: FileRef) -> Iterator[tuple[int, FileRef]]:
                 f"`data` is {array.dtype} of shape {array.shape}; expected u1 of shape "
                 f"({len(labels)}, {IMAGE_BYTES}), rows first",
             )
-        first = content.index(array.values)
+        first = array.start
     for number, label in enumerate(labels):
         start = file.offset + first + number * record
         yield label, FileRef(str(number), file.path, file.member, start, IMAGE_BYTES)
 
 
-def _dictionary(file: FileRef, content: bytes) -> dict[Any, Any]:
-    """The dictionary in a pickle; texts that Python 3 saved as bytes become strings."""
-    value = read_pickle(content, str(file))
+def _dictionary(file: FileRef, value: object) -> dict[Any, Any]:
     if not isinstance(value, dict):
         _broken(file, f"it contains a {type(value).__name__}, not a dictionary")
-    return {
-        _text(key): list(map(_text, item)) if isinstance(item, list) else item
-        for key, item in value.items()
-    }
-
-
-def _text(value: Any) -> Any:
-    return value.decode("latin-1") if isinstance(value, bytes) else value
+    return value
 
 
 def _broken(file: FileRef, reason: str) -> NoReturn:
@@ -193,86 +183,195 @@ def _broken(file: FileRef, reason: str) -> NoReturn:
 
 @dataclass
 class PickledArray:
-    """A NumPy array of bytes in a pickle; `dtype` is the name of its dtype, such as `u1`."""
+    """A NumPy array of bytes in a pickle.
+
+    Args:
+        shape: Shape of the array.
+        dtype: Name of its dtype, such as `u1`.
+        fortran: Whether the array is column-major.
+        start: Offset of its bytes in the pickle; None until it is known.
+    """
 
     shape: tuple[int, ...] = ()
     dtype: str = ""
     fortran: bool = False
-    values: bytes = field(default=b"", repr=False)
-
-    def __setstate__(self, state: Any) -> None:
-        """Sets the fields as NumPy's arrays do."""
-        _, self.shape, dtype, self.fortran, values = state
-        self.dtype = dtype.text if isinstance(dtype, _Dtype) else "unknown"
-        values = values.encode("latin-1") if isinstance(values, str) else values
-        self.values = values if isinstance(values, bytes) else b""
-        if len(self.values) != math.prod(self.shape):
-            raise _RefusedError(f"an array of shape {self.shape} has {len(self.values):,} values")
+    start: int | None = None
 
 
+@dataclass(frozen=True)
+class _Name:
+    """The name of a function or class in a pickle, which is never imported."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class _Dtype:
-    """Replaces NumPy's dtype; its state, such as the order of bytes, is ignored."""
-
-    def __init__(self, text: object, *_: object) -> None:
-        if not isinstance(text, str):
-            raise _RefusedError("it calls an object that is not an array")
-        self.text = text
-
-    def __setstate__(self, _: object) -> None:
-        pass
+    text: str
 
 
-def _array_type(*_: object) -> None:
-    """Replaces `numpy.ndarray`, which a pickle of an array passes on and does not call."""
-    raise _RefusedError("it calls an object that is not an array")
+@dataclass(frozen=True)
+class _LongText:
+    """Offset in the pickle and length in bytes of a long string, such as the data of an array."""
+
+    start: int
+    size: int
 
 
-def _reconstruct(*_: object) -> PickledArray:
-    return PickledArray()
-
-
-class _RefusedError(Exception):
-    """A pickle contains something other than values and arrays."""
-
-
-_NAMES = {
-    "numpy.core.multiarray._reconstruct": _reconstruct,
-    "numpy._core.multiarray._reconstruct": _reconstruct,
-    "numpy.ndarray": _array_type,
-    "numpy.dtype": _Dtype,
-}
-_INSTRUCTIONS = frozenset(
+_RECONSTRUCT = frozenset(
+    {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
+)
+_ALLOWED_NAMES = _RECONSTRUCT | {"numpy ndarray", "numpy dtype"}
+_LONG = 4096
+_HEADS = {"SHORT_BINSTRING": 2, "BINSTRING": 5, "SHORT_BINBYTES": 2, "BINBYTES": 5, "BINBYTES8": 9}
+"""Size in bytes of an opcode and its length field, which precede the string."""
+_VALUES = frozenset(
     {
-        *("PROTO", "FRAME", "STOP", "MARK", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"),
-        *("GET", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE"),
+        *("STRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE"),
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "LIST", "EMPTY_LIST", "APPEND", "APPENDS"),
-        *("DICT", "EMPTY_DICT", "SETITEM", "SETITEMS"),
-        *("TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
-        *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
     }
 )
-_MOST_TUPLES = 100  # a batch has eight
-_MAYBE_A_TUPLE = ("TUPLE", "APPEND", "SETITEM", "BUILD", "GET", "BINGET", "LONG_BINGET")
-"""Beginnings of the names of instructions after which the top of the stack can be a tuple."""
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple,
+}  # fmt: skip
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_STORES = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 
 
-class _Unpickler(pickle.Unpickler):
-    """See "Restricting Globals" in the documentation of `pickle`."""
+@dataclass
+class _Machine:
+    """The stack and the memo of the pickle interpreter; `name` is the file, for messages."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        """The replacement of a name in the pickle; nothing is imported."""
-        if f"{module}.{name}" not in _NAMES:
-            raise _RefusedError(f"it names `{module}.{name}`")
-        return _NAMES[f"{module}.{name}"]
+    name: str
+    stack: list[Any] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
+
+    def step(self, opcode: str, value: Any, position: int) -> None:
+        """Executes one opcode; raises UsageError for an opcode that is not allowed."""
+        if opcode in _HEADS:
+            text = value if isinstance(value, str) else value.decode("latin-1")
+            start = position + _HEADS[opcode]
+            self.stack.append(_LongText(start, len(text)) if len(text) > _LONG else text)
+        elif opcode in _VALUES:
+            self.stack.append(value)
+        elif opcode in _CONSTANTS:
+            self.stack.append(_CONSTANTS[opcode]())
+        elif opcode in _TUPLES:
+            count = _TUPLES[opcode]
+            self.stack[-count:] = [tuple(self.stack[-count:])]
+        elif opcode in _FROM_MARK:
+            self.stack.append(_FROM_MARK[opcode](self.marked()))
+        elif opcode in _STORES:
+            self.memo[len(self.memo) if value is None else int(value)] = self.stack[-1]
+        elif opcode in _ACTIONS:
+            _ACTIONS[opcode](self, value)
+        elif opcode not in _NOTHING:
+            raise self.refusal(f"it has the instruction {opcode}")
+
+    def load(self, value: Any) -> None:
+        self.stack.append(self.memo[int(value)])
+
+    def append(self, _: Any) -> None:
+        value = self.stack.pop()
+        self.top(list).append(value)
+
+    def append_all(self, _: Any) -> None:
+        values = self.marked()
+        self.top(list).extend(values)
+
+    def set_item(self, _: Any) -> None:
+        pair = [self.stack.pop(-2), self.stack.pop()]
+        self.top(dict).update(_pairs(pair))
+
+    def set_all(self, _: Any) -> None:
+        values = self.marked()
+        self.top(dict).update(_pairs(values))
+
+    def name_of(self, value: Any) -> None:
+        """Pushes a name: the argument of GLOBAL, or for STACK_GLOBAL two values from the stack."""
+        text = " ".join((self.stack.pop(-2), self.stack.pop())) if value is None else value
+        if text not in _ALLOWED_NAMES:
+            raise self.refusal(f"it names `{text.replace(' ', '.')}`")
+        self.stack.append(_Name(text))
+
+    def marked(self) -> list[Any]:
+        """Pops and returns the values above the last mark."""
+        start = self.marks.pop()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    def top(self, kind: type[Any]) -> Any:
+        """The top of the stack; raises UsageError if its type is not `kind`."""
+        if type(self.stack[-1]) is not kind:
+            raise self.refusal(f"it adds to a {type(self.stack[-1]).__name__}")
+        return self.stack[-1]
+
+    def call(self, _: Any) -> None:
+        """Pushes an empty array or a NumPy dtype; raises UsageError for any other call."""
+        function, arguments = self.stack.pop(-2), self.stack.pop()
+        if isinstance(function, _Name) and function.text in _RECONSTRUCT:
+            self.stack.append(PickledArray())
+        elif function == _Name("numpy dtype") and arguments and type(arguments[0]) is str:
+            self.stack.append(_Dtype(arguments[0]))
+        else:
+            raise self.refusal("it calls an object that is not an array")
+
+    def build(self, _: Any) -> None:
+        """Sets the state of an array; the state of a dtype is ignored."""
+        state, array = self.stack.pop(), self.stack[-1]
+        if isinstance(array, _Dtype):
+            return
+        if not isinstance(array, PickledArray) or type(state) is not tuple or len(state) != 5:
+            raise self.refusal("it fills an object that is not an array")
+        _, array.shape, dtype, array.fortran, values = state
+        array.dtype = dtype.text if isinstance(dtype, _Dtype) else "unknown"
+        if isinstance(values, _LongText):
+            array.start = values.start
+            if values.size != math.prod(array.shape):
+                raise self.refusal(f"an array of shape {array.shape} has {values.size:,} values")
+
+    def refusal(self, reason: str) -> UsageError:
+        return UsageError(
+            f"`{self.name}` is refused.",
+            f"It is a pickle with contents other than numbers, strings and an array: {reason}. "
+            "Unpickling this file could run any program.",
+            "Download the archive again from www.cs.toronto.edu/~kriz/cifar.html, or use the "
+            "binary version.",
+        )
+
+
+def _pairs(values: list[Any]) -> dict[str, Any]:
+    """A dictionary of alternating keys and values; raises TypeError for keys that are not strings.
+
+    Python's hash of a tuple ends the process if tuples are nested deeply, and takes forever if each
+    contains the next one twice.
+    """
+    keys = values[::2]
+    if not all(type(key) is str for key in keys):
+        raise TypeError("a key of a dictionary is not a string")
+    return dict(zip(keys, values[1::2], strict=True))
+
+
+_FROM_MARK: dict[str, Callable[[list[Any]], Any]] = {"TUPLE": tuple, "LIST": list, "DICT": _pairs}
+_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.load),
+    "APPEND": _Machine.append, "APPENDS": _Machine.append_all,
+    "SETITEM": _Machine.set_item, "SETITEMS": _Machine.set_all,
+    "GLOBAL": _Machine.name_of, "STACK_GLOBAL": _Machine.name_of,
+    "REDUCE": _Machine.call, "BUILD": _Machine.build,
+}  # fmt: skip
+_NOTHING = frozenset({"PROTO", "FRAME", "STOP"})
 
 
 def read_pickle(content: bytes, name: str) -> Any:
     """The value of a pickle, without execution of any code in it.
 
     The pickle may contain lists, dicts, tuples, strings, numbers and arrays of bytes
-    (`PickledArray`). Strings of Python 2 are decoded as Latin-1.
+    (`PickledArray`). Short byte strings are decoded as Latin-1.
 
     Args:
         content: The bytes of the pickle.
@@ -281,45 +380,17 @@ def read_pickle(content: bytes, name: str) -> Any:
     Raises:
         UsageError: The pickle contains anything else, or is damaged.
     """
+    machine = _Machine(name)
     try:
-        _check_instructions(content)
-        return _Unpickler(io.BytesIO(content), encoding="latin-1").load()
-    except _RefusedError as error:
-        raise UsageError(
-            f"`{name}` is refused.",
-            f"It is a pickle with contents other than numbers, strings and an array: {error}. "
-            "Unpickling this file could run any program.",
-            "Download the archive again from www.cs.toronto.edu/~kriz/cifar.html, or use the "
-            "binary version.",
-        ) from error
-    except Exception as error:  # a damaged pickle can raise any exception
+        for opcode, value, position in pickletools.genops(content):
+            machine.step(opcode.name, value, position or 0)
+        return machine.stack.pop()
+    except UsageError:
+        raise
+    # A damaged pickle can raise any of these, in genops or in operations on the stack.
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, UnicodeError) as error:
         raise UsageError(
             f"`{name}` cannot be read as a pickle.",
             f"The error is: {error}.",
             "Check that the download is complete, then repeat the command.",
         ) from error
-
-
-def _check_instructions(content: bytes) -> None:
-    """Raises `_RefusedError` for instructions that lists, dictionaries and arrays do not need.
-
-    A tuple can be a key of a dictionary: Python's hash of it ends the process if it is nested
-    deeply, and takes forever if it contains another one twice, which contains another one twice...
-    """
-    tuples, previous = 0, ""
-    can_be_tuple: dict[int, bool] = {}  # by the number of a stored value
-    for opcode, argument, _ in pickletools.genops(content):
-        name = opcode.name
-        if name not in _INSTRUCTIONS:
-            raise _RefusedError(f"it has the instruction {name}")
-        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            number = len(can_be_tuple) if argument is None else int(argument)
-            if number > len(content):  # would allocate as much memory
-                raise _RefusedError(f"it has the instruction {name}")
-            can_be_tuple[number] = previous.startswith(_MAYBE_A_TUPLE)
-        elif name not in ("PROTO", "FRAME"):
-            tuples += "TUPLE" in name
-            repeated = "GET" in name and can_be_tuple.get(int(argument or 0), False)
-            if repeated or tuples > _MOST_TUPLES:
-                raise _RefusedError("it has tuples in tuples")
-            previous = name
