@@ -176,7 +176,9 @@ def together(
 
 
 # Each option is defined once, so that it has the same meaning in all commands.
-limit = click.option("--limit", type=click.IntRange(1), help="Use only this many images in total.")
+limit = click.option(
+    "--limit", type=click.IntRange(1), help="Use only a random subset of this many images."
+)
 foreground = click.option(
     "--foreground", metavar="VALUES",
     help="Mask values of the foreground: 128, or 1,2, or '#ff0000', or nonzero; all others are "
