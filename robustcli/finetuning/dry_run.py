@@ -50,15 +50,13 @@ class FinetuneForecast:
             self.training.as_text(),
             f"Modes:      {', '.join(self.modes) or 'none (only the profile)'}"
             + (f"; the time is for each of {times}" if times > 1 else ""),
-            *self._swept(),
-            *(self._frozen() if self.decisions is not None else [self._later()]),
         ]
+        if self.sweep:
+            lines.append(
+                f"Sweep:      up to {self.sweep} further rules, each with the same number of steps"
+            )
+        lines += self._frozen() if self.decisions is not None else [self._later()]
         return "\n".join(lines)
-
-    def _swept(self) -> list[str]:
-        return [
-            f"Sweep:      up to {self.sweep} further rules, each with the same number of steps"
-        ] * bool(self.sweep)
 
     def _later(self) -> str:
         if not self.profile_iterations:

@@ -182,7 +182,9 @@ def _lead(
         for mode in _in_order(config):
             listener.begin(mode)
             _train(plan, modes, mode, listener, peers)
-    _count_saving(plan, network)
+    if (plan.run / DECISIONS).is_file():
+        frozen = read_frozen(plan.run / DECISIONS)
+        FINETUNING.update(plan.run, saving=plan.saving(frozen, network))
     if config.sweep:
         run_sweep(plan, network, listener)
 
@@ -280,13 +282,6 @@ def _train_until_profiled(
 ) -> None:
     with suppress(EndTraining):
         run_plan(plan.mode_plan("full", plan.run / PROFILING), modes.profiling(), listener, peers)
-
-
-def _count_saving(plan: FinetunePlan, network: nn.Module) -> None:
-    """Adds the memory and operations saved by the frozen tensors to the record."""
-    if (plan.run / DECISIONS).is_file():
-        frozen = read_frozen(plan.run / DECISIONS)
-        FINETUNING.update(plan.run, saving=plan.saving(frozen, network))
 
 
 def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:

@@ -140,7 +140,8 @@ def _prepare(plan: TrainPlan, start: TrainStart) -> _Prepared:
 def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecord:
     """The record of a new training; its splits are counted later by `count_splits`."""
     config, now = plan.config, datetime.now(UTC)
-    facts = plan.task.facts(plan, network)
+    facts, device = plan.task.facts(plan, network), plan.machine.device
+    image = torch.zeros(1, *plan.input_shape, device=next(network.parameters()).device)
     return TrainRecord(
         task=plan.task.name,
         command=config.command,
@@ -155,7 +156,7 @@ def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecor
         family=plan.entry.family,
         arguments=json.loads(json.dumps(dict(config.model_args))),  # JSON types, as when read
         parameters=sum(p.numel() for p in network.parameters()),
-        multiply_adds=_multiply_adds(plan, network),
+        multiply_adds=count_multiply_adds(lambda: plan.task.answer(network, image), network),
         initial_weights=origin,
         initial_weights_sha256=state_digest(network.state_dict()),
         dataset=dataset_record(plan.index),
@@ -164,21 +165,11 @@ def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecor
         recipe=RecipeRecord.of(plan.recipe),
         decision=facts.decision,
         versions=versions() | {package: version(package) for package in _PACKAGES},
-        device=device_name(plan.machine.device),
+        device=device_name(device),
         devices=plan.machine.world,
-        scan_backend=_scan_backend(network, plan.machine.device),
+        scan_backend=choose_backend(device, torch.float32) if has_scan(network) else None,
         threads=torch.get_num_threads(),
     )
-
-
-def _multiply_adds(plan: TrainPlan, network: nn.Module) -> int:
-    """Multiply-adds of the network for one image."""
-    image = torch.zeros(1, *plan.input_shape, device=next(network.parameters()).device)
-    return count_multiply_adds(lambda: plan.task.answer(network, image), network)
-
-
-def _scan_backend(network: nn.Module, device: torch.device) -> str | None:
-    return choose_backend(device, torch.float32) if has_scan(network) else None
 
 
 def _run(prepared: _Prepared, listener: Listener, peers: Peers) -> Path:
@@ -417,12 +408,10 @@ def count_costs(run: Path, monitor: DeviceMonitor) -> None:
     before, use = TRAINING.read(run), monitor.use()
     peak = peak_bytes() if use is None else use.peak_memory_bytes
     energy = None if use is None else use.energy_joules
+    if before.energy_joules is not None:
+        energy = before.energy_joules + (energy or 0.0)
     TRAINING.update(
         run,
         peak_memory_bytes=max(peak, before.peak_memory_bytes or 0),
-        energy_joules=_sum(before.energy_joules, energy),
+        energy_joules=energy,
     )
-
-
-def _sum(before: float | None, now: float | None) -> float | None:
-    return now if before is None else before + (now or 0.0)

@@ -46,6 +46,7 @@ _OF_LAUNCHED = (
 )  # fmt: skip
 _ERRORS: dict[int, type[RobustError]] = {1: RunError, 2: UsageError, 3: MachineError}
 _LOST = ("gloo", "nccl", "connection", "by peer", "socket", "broken pipe")
+"""Words of errors whose cause may be the death of another process."""
 T = TypeVar("T")
 
 
@@ -132,43 +133,40 @@ class Peers:
         number, self._words = self._words, self._words + 1
         return self._receive(f"word/{number}", 0).decode()
 
-    def open_group(self, device: torch.device) -> None:
-        """Initialises the process group that Lightning uses, on the store of these processes.
-
-        Lightning uses an existing group. A group that it initialises itself could read keys left
-        over from an attempt before a restart.
-        """
-        if self.keys is None:
-            return
-        backend = {"cuda": "nccl"}.get(device.type, "gloo")
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        torch.distributed.init_process_group(
-            backend,
-            store=PrefixStore("group", self.keys),
-            rank=self.process.rank,
-            world_size=self.process.world,
-            timeout=_GROUP_TIMEOUT,
-            device_id=device if device.type == "cuda" else None,
-        )
-
     @contextmanager
     def in_group(self, device: torch.device) -> Iterator[None]:
         """Initialises the process group for the context, and destroys it afterwards.
+
+        Lightning uses an existing group. A group that it initialises itself could read keys left
+        over from an attempt before a restart.
 
         Raises:
             RunError: Another process failed or died; the message contains its rank.
             SystemExit: The same, in processes other than the first.
         """
+        if self.keys is None:
+            yield
+            return
+        cuda = device.type == "cuda"
         try:
-            self.open_group(device)
+            if cuda:
+                torch.cuda.set_device(device)
+            torch.distributed.init_process_group(
+                "nccl" if cuda else "gloo",
+                store=PrefixStore("group", self.keys),
+                rank=self.process.rank,
+                world_size=self.process.world,
+                timeout=_GROUP_TIMEOUT,
+                device_id=device if cuda else None,
+            )
             yield
         except RuntimeError as error:
-            if self.keys is None or isinstance(error, RobustError) or not _is_lost(error):
+            text = str(error).lower()
+            if isinstance(error, RobustError) or not any(word in text for word in _LOST):
                 raise
             self._raise_lost(error)
         finally:
-            if not self.alone and torch.distributed.is_initialized():
+            if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
 
     def stop_monitoring(self) -> None:
@@ -491,9 +489,3 @@ def _check_same(
                 f"The first process has {mine}, this process has {other_value}.",
                 "Use the same on all machines, then repeat the command.",
             )
-
-
-def _is_lost(error: RuntimeError) -> bool:
-    """Whether the cause of `error` may be the death of another process."""
-    text = str(error).lower()
-    return any(word in text for word in _LOST)
