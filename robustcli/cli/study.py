@@ -114,7 +114,18 @@ class StudyCommand(PlacesCommand):
                 study = read_study(path_here(file, "`--config`"), ctx)
                 ctx.meta[_META] = Invocation(study, tuple(args))
                 ctx.default_map = _default_map(study, 0)
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        self._set_arguments(ctx)
+        return rest
+
+    def _set_arguments(self, ctx: click.Context) -> None:
+        """Sets arguments with any number of values; click before 8.3 ignores their defaults."""
+        defaults = ctx.default_map or {}
+        for param in self.params:
+            name = param.name or ""
+            if param.nargs == -1 and name in defaults and not ctx.params[name]:
+                ctx.params[name] = param.type_cast_value(ctx, defaults[name])
+                ctx.set_parameter_source(name, ParameterSource.DEFAULT_MAP)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Invokes the command for each run; failed gates raise an error after the last run.

@@ -172,7 +172,9 @@ def test_plain_values_come_as_pickle_loads_them(value, protocol):
 
 
 @pytest.mark.parametrize(
-    "key", [b")" + b"\x85" * 10**6, b")" + b"q\x00h\x00h\x00\x87" * 90]
+    "key",
+    [b")" + b"\x85" * 10**6, b")" + b"q\x00h\x00h\x00\x87" * 90],
+    ids=["deep", "repeated"],
 )  # fmt: skip
 def test_a_tuple_is_no_key_because_its_hash_can_end_the_process_or_take_forever(key):
     with pytest.raises(UsageError, match=r"(?s)as a pickle.*key of a dictionary is not a string"):
