@@ -4,9 +4,8 @@
 sends its inputs (data, weights, transforms, versions) to rank 0, which raises an error if they
 differ. Rank 0 then determines the missing work once, and assigns its pieces to all ranks by their
 numbers. At the end rank 0 waits for the other ranks and compares the results with the plan.
-Messages are sent through a key-value store: that of torchrun,
-SLURM or MPI, or for `--devices N` a store on the loopback address. Messages are JSON; received data
-are never executed.
+Messages are sent through a key-value store: that of torchrun, SLURM or MPI, or for `--devices N` a
+store on the loopback address. Messages are JSON; received data are never executed.
 
 A waiting rank checks the heartbeats of the ranks that it waits for, so it cannot wait forever.
 """
@@ -285,8 +284,21 @@ class Group:
         )
 
 
-def lost_processes(dead_ranks: Sequence[int], world: int, lost: str, todo: str) -> RunError:
-    """The error after the death of ranks; `lost` says what is missing, `todo` what to do."""
+def incomplete(dead_ranks: Sequence[int], world: int, lost: str, todo: str) -> RunError:
+    """The error for results that are missing at the end.
+
+    Args:
+        dead_ranks: The ranks that died.
+        world: Number of ranks.
+        lost: A sentence that says what is missing.
+        todo: What to do.
+    """
+    if not dead_ranks:
+        shared = " `--out` must be a folder that all processes share." if world > 1 else ""
+        return RunError(
+            lost, f"The files were written, but are not there at the end of the command.{shared}",
+            todo,
+        )  # fmt: skip
     return RunError(
         f"{in_words(dead_ranks, world)} ended without an error message.",
         f"{lost} It was killed (possibly out of memory), or its machine is not reachable.",

@@ -39,7 +39,7 @@ from robustcli.data.mask_classes import colours_of
 from robustcli.data.published_masks import LABEL_FILES, look_like_channels, stacked_channels
 from robustcli.data.splits import subset_in_words, take_ids
 from robustcli.data.tables import Say, ignore_note
-from robustcli.evaluation.distributed import Group, lost_processes
+from robustcli.evaluation.distributed import Group, incomplete
 from robustcli.tasks.base import Forward
 from robustcli.tasks.pictures import indexed, overlaid
 
@@ -304,9 +304,10 @@ def predict_masks(
         if str(job.image) in reasons
     }
     _write_unreadable(out / UNREADABLE_FILE, unreadable)
-    lost = sum(not job.mask.exists() and str(job.image) not in unreadable for job in jobs)
-    if dead_ranks and lost:
-        raise lost_processes(
+    expected = [job for job in jobs if str(job.image) not in unreadable]
+    lost = sum(not all(path.exists() for path in job.outputs) for job in expected)
+    if lost:
+        raise incomplete(
             dead_ranks, group.place.world, f"{counted(lost, 'mask')} of {len(jobs)} are missing.",
             "The same command computes only the missing masks.",
         )  # fmt: skip

@@ -284,7 +284,11 @@ class LabelParts:
 
     def labelling(self, space: LabelSpace, top: int, numbers: Iterable[int]) -> Labelling:
         """The labels of all batches `numbers`, which are finished."""
-        parts = [part for part in map(self._read, numbers) if part is not None]
+        parts = []
+        for number in numbers:
+            part = self._read(number)
+            assert part is not None, "otherwise it is in `missing`"
+            parts.append(part)
         return Labelling(
             space,
             top,

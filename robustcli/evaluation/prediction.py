@@ -35,7 +35,7 @@ from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.mask_classes import network_class_names
 from robustcli.data.splits import subset_in_words, take_ids
 from robustcli.evaluation.device import choose_device, device_name, unused_gpu
-from robustcli.evaluation.distributed import Group, count_devices, group_of, lost_processes
+from robustcli.evaluation.distributed import Group, count_devices, group_of, incomplete
 from robustcli.evaluation.forecast import download_bytes, duration_in_words, needs_download
 from robustcli.evaluation.look_up import EVALUATION_TASKS
 from robustcli.evaluation.mask_files import (
@@ -261,11 +261,11 @@ def _predict_labels(config: PredictConfig, listener: Listener, group: Group) -> 
         group.send("parts", None if parts.folder is None else str(parts.folder))
         dead_ranks = label(parts, group.share_out(missing))
         lost = sum(len(batches[number]) for number in parts.missing(missing))
-        if dead_ranks and lost:
+        if lost:
             todo = "The same command labels only these photos."
             if folder is None:
                 todo = "Repeat the command; with `--out`, it continues after an interruption."
-            raise lost_processes(
+            raise incomplete(
                 dead_ranks, group.place.world,
                 f"{counted(lost, 'photo')} of {len(photos)} are not labelled.", todo,
             )  # fmt: skip

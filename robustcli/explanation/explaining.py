@@ -45,7 +45,7 @@ from robustcli.evaluation.distributed import (
     Group,
     count_devices,
     group_of,
-    lost_processes,
+    incomplete,
 )
 from robustcli.evaluation.evaluate import (
     check_not_restarted,
@@ -168,9 +168,9 @@ def _lead(work: _Work, record: ExplainRecord, choice: ChoiceRecord) -> None:
             if not _is_whole(inputs, read_explain_record(inputs.run)):
                 ending.status = "partial"
         lost = sum(map(len, work.missing(blocks).values()))
-        if dead_ranks and lost:
+        if lost and (dead_ranks or not failures):
             total = len(blocks) * len(work.files)
-            raise lost_processes(
+            raise incomplete(
                 dead_ranks, group.place.world, f"{lost} of {total} files with maps are missing.",
                 "The same command computes only the missing maps.",
             )  # fmt: skip

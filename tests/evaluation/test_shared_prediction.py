@@ -153,6 +153,27 @@ def test_a_dead_process_is_named_and_the_same_command_continues(
     assert files(tmp_path / "out") == files(tmp_path / "alone")
 
 
+@pytest.mark.parametrize("settings", [labels, masks])
+def test_results_on_the_disk_of_another_machine_are_missing(
+    photos, tmp_path, monkeypatch, settings
+):
+    """All processes end without an error, but the folder of the first lacks files."""
+    name = "put" if settings is labels else "_write"
+    owner = photo_labels.LabelParts if settings is labels else mask_files
+    real = getattr(owner, name)
+
+    def elsewhere(*arguments):
+        if threading.current_thread().name != "rank 1":
+            real(*arguments)
+
+    monkeypatch.setattr(owner, name, elsewhere)
+    raised = in_threads([settings(photos, tmp_path / "out")] * 2, run_prediction)
+    assert list(raised) == [0]
+    assert raised[0].exit_code == 1
+    assert "`--out` must be a folder that all processes share" in str(raised[0])
+    assert not (tmp_path / "out" / "labels.csv").exists()
+
+
 def test_a_rank_that_would_predict_something_else_is_refused(photos, tmp_path):
     config = labels(photos, tmp_path / "out")
     for change, message in (

@@ -141,6 +141,23 @@ def test_a_dead_process_is_named_and_the_same_command_continues(
     assert files(run) == expected[1]
 
 
+def test_maps_on_the_disk_of_another_machine_are_missing(photos, tmp_path, monkeypatch):
+    """All processes end without an error, but the folder of the first lacks files."""
+    real = engine.write_block
+
+    def elsewhere(*arguments):
+        if threading.current_thread().name != "rank 1":
+            real(*arguments)
+
+    monkeypatch.setattr(engine, "write_block", elsewhere)
+    asked = settings(photos, tmp_path / "run", methods=("grad-cam",))
+    raised = in_threads([asked] * 2, run_explanation)
+    assert list(raised) == [0]
+    assert raised[0].exit_code == 1
+    assert "`--out` must be a folder that all processes share" in str(raised[0])
+    assert read_explain_record(tmp_path / "run").status == "partial"
+
+
 def test_failures_of_all_ranks_are_told(photos, tmp_path, monkeypatch):
     real = block.BlockExplanation.explain
 
