@@ -176,6 +176,12 @@ def network_words(model: str, arguments: Mapping[str, Any]) -> str:
     return model if ablation is None else f"{model} without {ablation}"
 
 
+def unknown_spread(groups: int, group: str) -> str:
+    """Says that so few groups (patients, images) are not enough for an interval, without a stop."""
+    units = f"A single {group} does" if groups == 1 else f"{counted(groups, group)} do"
+    return f"{units} not show the variation between {group}s"
+
+
 def counted(number: int, singular: str, plural: str = "") -> str:
     """A number with its noun: `1 image`, `1,000 images`."""
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -27,7 +26,7 @@ from robustcli.core.rundir import Record
 from robustcli.evaluation.cell_table import cell_numbers
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.store import Store
-from robustcli.metrics.intervals import Bootstrap, Interval
+from robustcli.metrics.intervals import Bootstrap, Interval, mean_interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.transforms.base import CLEAN, Cell
 
@@ -35,7 +34,6 @@ GATES_FILE = "gates.json"
 MEAN, CLEAN_TARGET, EVERY = "mean", "clean", "*"
 _SCORE: dict[TaskName, str] = {"cls": "top1", "seg": "dice"}
 _SCALE: dict[TaskName, float] = {"cls": 100.0, "seg": 1.0}
-_Z95 = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,8 @@ def scope_of(record: RunRecord) -> GateScope:
 class GateResult(Record):
     """One model and target compared with one gate; numbers are in the unit of the gate.
 
-    `low` and `high` are the ends of the 95 % interval of `value`, None for a single group.
-    `certain` means that the interval does not contain the limit.
+    `low` and `high` are the ends of the 95 % interval of `value`, None for too few groups (see
+    `FEWEST_UNITS`). `certain` means that the interval does not contain the limit.
     """
 
     gate: str
@@ -123,7 +121,7 @@ class GateResult(Record):
             certainty = "with unknown sampling error"
         elif self.certain:
             certainty = "and the difference is larger than the sampling error"
-        interval = "no interval: a single group"
+        interval = "no interval: too few groups"
         if self.low is not None and self.high is not None:
             interval = f"95 % interval {self.low:.{digits}f} to {self.high:.{digits}f}"
         return (
@@ -386,9 +384,8 @@ def _mean_of_cells(
 ) -> tuple[float, Interval | None]:
     """The mean over cells and its interval, paired by image (or group).
 
-    The value of an image is its mean over the cells. For images, the interval is the normal
-    interval of the mean over images; for groups, it is the bootstrap interval, as for a single
-    cell.
+    The value of an image is its mean over the cells. For images, the interval is `mean_interval`;
+    for groups, it is the bootstrap interval, as for a single cell.
     """
     values = pd.concat([reader.units(model, cell) for cell in cells], axis=1).mean(axis=1)
     if gate.is_drop:
@@ -397,10 +394,7 @@ def _mean_of_cells(
     mean = float(unit_values.mean())
     if reader.record.task == "seg":
         return mean, Bootstrap(reader.record.seed).mean(unit_values)
-    if len(unit_values) < 2:
-        return mean, None
-    half = _Z95 * float(unit_values.std(ddof=1)) / math.sqrt(len(unit_values))
-    return mean, Interval(mean - half, mean + half)
+    return mean, mean_interval(unit_values, Interval(-1.0 if gate.is_drop else 0.0, 1.0))
 
 
 def _result(

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from robustcli.core.seeds import identity_seed
 from robustcli.metrics.columns import common_images
 from robustcli.metrics.intervals import (
+    FEWEST_UNITS,
     Bootstrap,
     FloatArray,
     Interval,
     PairedCounts,
+    both_ends,
     paired_interval,
     wilson_interval,
 )
@@ -173,7 +175,10 @@ def macro_f1(targets: ClassIndices, predictions: ClassIndices) -> float:
 
 @dataclass(frozen=True)
 class MacroF1:
-    """The macro F1 of `n` images with its 95 % bootstrap interval, which is None for one image."""
+    """The macro F1 of `n` images with its 95 % bootstrap interval.
+
+    The interval is None for fewer than `FEWEST_UNITS` images.
+    """
 
     n: int
     f1: float
@@ -184,7 +189,7 @@ class MacroF1:
 def macro_f1_with_interval(rows: pd.DataFrame, bootstrap: Bootstrap) -> MacroF1 | None:
     """The macro F1 of the rows of one cell (columns: `PREDICTION_SCHEMA`); None without rows.
 
-    The interval is a percentile interval of 2,000 resamples of the images; only the seed and the
+    The interval is that of `Bootstrap` with 2,000 resamples of the images; only the seed and the
     confidence level of `bootstrap` are used. A resample is a multinomial draw of the counts of
     images by pair of true and predicted class. A class without images and predictions in a resample
     is excluded from the mean of that resample.
@@ -196,10 +201,8 @@ def macro_f1_with_interval(rows: pd.DataFrame, bootstrap: Bootstrap) -> MacroF1 
         return None
     targets, predictions = (rows[name].to_numpy(int) for name in ("target", "prediction"))
     value = macro_f1(targets, predictions)
-    if n == 1:
-        return MacroF1(n, value, None, None)
     draws = _resampled_f1(targets, predictions, bootstrap)
-    return MacroF1(n, value, *bootstrap.ends(draws))
+    return MacroF1(n, value, *both_ends(bootstrap.ends(draws, n)))
 
 
 def _resampled_f1(
@@ -280,8 +283,8 @@ class Calibration:
     `ece` the expected calibration error over `BINS` bins of equal width, `aurc` the area under the
     risk-coverage curve. `brier` is the top-label Brier score: the mean of (probability of the
     prediction - 1 if it is correct, else 0)**2, which only needs the probability of the predicted
-    class. The intervals are 95 % percentile bootstrap intervals, that of `ece` without the bias of
-    the resamples; None for a single image.
+    class. The intervals are 95 % bootstrap intervals, that of `ece` without the bias of the
+    resamples; None for fewer than `FEWEST_UNITS` images.
     """
 
     n: int
@@ -319,14 +322,15 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
     ece_low, ece_high, brier_low, brier_high, aurc_low, aurc_high = (None,) * 6
     aurc = risk_coverage_area(confidence, correct == 0)
     ece = float(np.abs(gaps.sum(axis=0)).sum() / n)
-    if n > 1:
+    if n >= FEWEST_UNITS:
         draws = min(_DRAWS, max(_FEWEST_DRAWS, _NUMBERS // n))
         bootstrap = replace(bootstrap, draws=draws)
         means = bootstrap.means(np.column_stack([gaps, squares]))
         areas = _resampled_areas(confidence, correct == 0, bootstrap)
-        aurc_low, aurc_high = bootstrap.ends(areas)
-        ece_low, ece_high = _without_bias(ece, np.abs(means[:, :BINS]).sum(axis=1), bootstrap)
-        brier_low, brier_high = bootstrap.ends(means[:, BINS])
+        aurc_low, aurc_high = both_ends(bootstrap.ends(areas, n))
+        errors = np.abs(means[:, :BINS]).sum(axis=1)
+        ece_low, ece_high = both_ends(_without_bias(ece, errors, bootstrap.ends(errors, n)))
+        brier_low, brier_high = both_ends(bootstrap.ends(means[:, BINS], n))
     return Calibration(
         n,
         1 - float(correct.mean()),
@@ -343,8 +347,8 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
     )
 
 
-def _without_bias(ece: float, draws: FloatArray, bootstrap: Bootstrap) -> Interval:
-    """The interval of an expected calibration error from its resampled values `draws`.
+def _without_bias(ece: float, draws: FloatArray, interval: Interval | None) -> Interval | None:
+    """The interval of an expected calibration error, from that of its resampled values `draws`.
 
     Noise in a bin increases the error, and that of a resample again, so that percentiles of the
     resamples are too high: for a calibrated model, 95 of 100 such intervals can be above the true
@@ -353,7 +357,9 @@ def _without_bias(ece: float, draws: FloatArray, bootstrap: Bootstrap) -> Interv
     lower end is lowered by sqrt(2) m = (2 + sqrt(2)) b, the upper end only by b, because bins that
     are not calibrated have a smaller bias.
     """
-    low, high = bootstrap.ends(draws)
+    if interval is None:
+        return None
+    low, high = interval
     bias = max(0.0, float(draws.mean()) - ece)
     return Interval(max(0.0, min(ece, low - (2 + math.sqrt(2)) * bias)), max(ece, high - bias))
 

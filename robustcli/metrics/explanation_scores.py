@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.core.seeds import identity_seed
-from robustcli.metrics.intervals import Bootstrap, Interval
+from robustcli.metrics.intervals import Bootstrap, both_ends
 
 Map = NDArray[np.floating]
 
@@ -186,7 +184,6 @@ def field_sides(influence: Map) -> dict[float, float]:
 
 FEWEST = 5
 """Smallest number of photos per group for an interval of the difference of two groups."""
-FEWEST_FOR_INTERVAL = 3
 _DRAWS = 2_000
 
 
@@ -197,7 +194,7 @@ class Mean:
     Args:
         n: Number of photos with the score.
         value: The mean; None if no photo has the score.
-        low: Lower end of its 95 % bootstrap interval; None for fewer than three photos.
+        low: Lower end of its 95 % bootstrap interval; None for fewer than `FEWEST_UNITS` photos.
         high: Upper end of that interval.
     """
 
@@ -210,15 +207,9 @@ class Mean:
 def mean_scores(values: NDArray[np.floating], bootstrap: Bootstrap) -> list[Mean]:
     """The mean of each column of `values` (photos, scores) over the photos that have the score.
 
-    The interval is the expanded percentile interval, which keeps its coverage for few photos; the
-    plain percentile interval is too narrow for them.
-
     Args:
         values: Scores; NaN or infinite if a photo does not have a score.
         bootstrap: Defines seed and confidence level; 2,000 resamples are drawn.
-
-    Source: T. C. Hesterberg, What teachers should know about the bootstrap, The American
-    Statistician 69 (2015), section 4.3.
     """
     return [sample.mean for sample in _samples(values, bootstrap)]
 
@@ -245,9 +236,7 @@ def _samples(values: NDArray[np.floating], bootstrap: Bootstrap) -> list[_Sample
         draws = resampling.means(part) if n > 1 else None
         for place, column in enumerate(columns):
             of_column = None if draws is None else draws[:, place]
-            low, high = None, None
-            if of_column is not None and n >= FEWEST_FOR_INTERVAL:
-                low, high = _ends(of_column, n, bootstrap.confidence)
+            low, high = both_ends(None if of_column is None else bootstrap.ends(of_column, n))
             value = float(part[:, place].mean()) if n else None
             samples[int(column)] = _Sample(Mean(n, value, low, high), of_column)
     return [samples[column] for column in range(numbers.shape[1])]
@@ -298,34 +287,18 @@ def flip_contrasts(
     pairs = zip(
         _samples(values[flipped], of_flipped), _samples(values[~flipped], of_kept), strict=True
     )
-    return [_contrast(*pair, bootstrap.confidence) for pair in pairs]
+    return [_contrast(*pair, bootstrap) for pair in pairs]
 
 
-def _contrast(flipped: _Sample, kept: _Sample, confidence: float) -> FlipContrast:
+def _contrast(flipped: _Sample, kept: _Sample, bootstrap: Bootstrap) -> FlipContrast:
     flipped_mean, kept_mean = flipped.mean, kept.mean
     if flipped_mean.value is None or kept_mean.value is None:
         return FlipContrast(flipped_mean, kept_mean, None, None, None)
     difference, fewest = flipped_mean.value - kept_mean.value, min(flipped_mean.n, kept_mean.n)
     if fewest < FEWEST or flipped.draws is None or kept.draws is None:
         return FlipContrast(flipped_mean, kept_mean, difference, None, None)
-    ends = _ends(flipped.draws - kept.draws, fewest, confidence)
+    ends = both_ends(bootstrap.ends(flipped.draws - kept.draws, fewest))
     return FlipContrast(flipped_mean, kept_mean, difference, *ends)
-
-
-def _ends(draws: NDArray[np.float64], n: int, confidence: float) -> Interval:
-    """The expanded percentile interval of `draws` of a mean of `n` values."""
-    tail = _tail(n, confidence)
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return Interval(float(low), float(high))
-
-
-@cache
-def _tail(n: int, confidence: float) -> float:
-    """The percentile of the lower end of the expanded interval of a mean of `n` values."""
-    from scipy.special import stdtrit  # slow to import
-
-    quantile = float(stdtrit(n - 1, (1 - confidence) / 2))
-    return 100 * NormalDist().cdf(math.sqrt(n / (n - 1)) * quantile)
 
 
 # Numerical errors of the methods.

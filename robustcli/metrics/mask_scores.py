@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.metrics.columns import common_images
-from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
+from robustcli.metrics.intervals import Bootstrap, FloatArray, both_ends
 
 BoolMask = NDArray[np.bool_]  # (H, W)
 _COUNTS = ("tp", "fp", "fn")
@@ -157,7 +157,7 @@ def _pooled_share(
     parts, totals = counts[counts["total"] > 0].to_numpy(dtype=float).T
     if not len(totals):
         return None, None, None
-    return float(parts.sum() / totals.sum()), *_ends(bootstrap.ratio(parts, totals))
+    return float(parts.sum() / totals.sum()), *both_ends(bootstrap.ratio(parts, totals))
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class MaskScores:
     `recall` pool all pixels. `hd95` is the median over images of the 95 % Hausdorff distance in
     pixels, `boundary_dice` the mean over images of the surface dice at 2 pixels, both over images
     with two non-empty masks. See `RelaxedScores` for `relaxed_...`. All intervals are 95 %
-    bootstrap intervals over groups; None for one group.
+    bootstrap intervals over groups; None for fewer than `FEWEST_UNITS`.
     """
 
     n: int
@@ -247,7 +247,7 @@ def mask_scores_of(frames: Sequence[pd.DataFrame], bootstrap: Bootstrap) -> list
     numerators, denominators = (
         np.concatenate(part, axis=1) for part in zip(*of_groups, strict=True)
     )
-    ends = [_ends(interval) for interval in bootstrap.ratios(numerators, denominators)]
+    ends = [both_ends(interval) for interval in bootstrap.ratios(numerators, denominators)]
     return [
         _scores(rows, values, ends[3 * k : 3 * k + 3], bootstrap)
         for k, (rows, (values, _)) in enumerate(zip(frames, of_groups, strict=True))
@@ -318,7 +318,7 @@ def compare_masks_with_clean(
     interval = bootstrap.mean(before - after)
     retention = changed / clean_dice if clean_dice else None
     return CleanMaskComparison(
-        clean_dice, clean_dice - changed, *_ends(interval), retention, len(before)
+        clean_dice, clean_dice - changed, *both_ends(interval), retention, len(before)
     )
 
 
@@ -347,10 +347,6 @@ def _summed(counts: NDArray[np.int64], owner: NDArray[np.intp]) -> NDArray[np.in
     sums = np.zeros((int(owner.max(initial=-1)) + 1, *counts.shape[1:]), np.int64)
     np.add.at(sums, owner, counts)
     return sums
-
-
-def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
-    return (None, None) if interval is None else (interval.low, interval.high)
 
 
 def _share(part: NDArray[np.int64], total: NDArray[np.int64]) -> FloatArray:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -14,10 +12,11 @@ from robustcli.core.seeds import identity_seed
 from robustcli.metrics.class_scores import is_correct
 from robustcli.metrics.columns import common_images
 from robustcli.metrics.intervals import (
+    FEWEST_UNITS,
     Bootstrap,
     FloatArray,
-    Interval,
     PairedCounts,
+    both_ends,
     paired_interval,
 )
 from robustcli.metrics.mask_scores import group_dice
@@ -80,22 +79,6 @@ def exact_sign_flip_p(differences: NDArray[np.int64]) -> float:
     return float(min(1.0, max(positive[extreme].sum(), np.finfo(float).tiny)))
 
 
-def mean_interval(differences: FloatArray, confidence: float = 0.95) -> Interval:
-    """The adjusted Wald interval of the mean of paired differences in [-1, 1].
-
-    Two pseudo-units, 1 and -1, are added, so that the width is not 0 if all differences are equal.
-
-    Source: D. G. Bonett, R. M. Price, Adjusted Wald confidence interval for a difference of
-    binomial proportions based on paired data, J. Educ. Behav. Stat. 37 (2012), for differences of
-    -1, 0 and 1.
-    """
-    n = len(differences) + 2
-    mean = float(differences.sum()) / n
-    variance = (float((differences**2).sum()) + 2) / n - mean**2
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance / n)
-    return Interval(max(-1.0, mean - half), min(1.0, mean + half))
-
-
 def smallest_p(units: int) -> float:
     """The smallest p-value that the sign-flip test can give for `units` differences."""
     return smallest_exact_p(units) if units <= EXACT_UP_TO else 1 / (1 + SIGN_DRAWS)
@@ -113,8 +96,8 @@ class PairedDifference:
     The score of a classifier is its top-1, and every image is a unit. That of a segmenter is the
     dice of each group (with pooled pixels), averaged over groups; groups are the units, because
     images of a group are correlated. The paired 95 % interval and `p` (two-sided) belong to the
-    same statistic; both are None for one group. `smallest_p` is the smallest possible p for this
-    number of units.
+    same statistic; for segmenters, both are None for fewer than `FEWEST_UNITS` groups. `smallest_p`
+    is the smallest possible p for this number of units.
     """
 
     n: int
@@ -183,13 +166,12 @@ def dice_difference(gained: FloatArray, images: int, bootstrap: Bootstrap) -> Pa
 
     With a paired bootstrap interval and the p-value of the sign-flip test.
     """
-    interval, groups = bootstrap.mean(gained), len(gained)
+    groups = len(gained)
     return PairedDifference(
         images,
         groups,
         float(gained.mean()),
-        interval.low if interval else None,
-        interval.high if interval else None,
-        sign_flip_p(gained, bootstrap.seed) if groups > 1 else None,
+        *both_ends(bootstrap.mean(gained)),
+        sign_flip_p(gained, bootstrap.seed) if groups >= FEWEST_UNITS else None,
         smallest_p(groups),
     )

@@ -19,7 +19,7 @@ from robustcli.core.names import TaskName
 from robustcli.core.seeds import identity_seed
 from robustcli.metrics.class_scores import is_correct
 from robustcli.metrics.columns import common_images
-from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
+from robustcli.metrics.intervals import FEWEST_UNITS, Bootstrap, FloatArray, Interval
 from robustcli.metrics.mask_scores import group_dice
 
 WIDEST = 0.02
@@ -151,17 +151,17 @@ def _unit_means(units: FloatArray) -> FloatArray:
 
 
 def _mean_interval(values: FloatArray, bootstrap: Bootstrap) -> Interval | None:
-    """The percentile interval of the mean of `values`; None for fewer than two.
+    """The bootstrap interval of the mean of `values`; None for fewer than `FEWEST_UNITS`.
 
     If there are few distinct values (for images, shares of the seeds), a resample is one
     multinomial draw of the count of each value, which has the same distribution and is fast.
     """
     distinct, counts = np.unique(values, return_counts=True)
-    if len(values) < 2 or 2 * len(distinct) > len(values):
+    if len(values) < FEWEST_UNITS or 2 * len(distinct) > len(values):
         return bootstrap.mean(values)
     generator = np.random.default_rng(identity_seed(bootstrap.seed, "bootstrap of counts"))
     drawn = generator.multinomial(len(values), counts / len(values), size=bootstrap.draws)
-    return bootstrap.ends(drawn @ distinct / len(values))
+    return bootstrap.ends(drawn @ distinct / len(values), len(values))
 
 
 def unit_scores(task: TaskName, rows: Sequence[pd.DataFrame]) -> FloatArray | None:

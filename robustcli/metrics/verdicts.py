@@ -21,14 +21,21 @@ from numpy.typing import NDArray
 from robustcli.core.names import TaskName
 from robustcli.metrics.class_scores import is_correct
 from robustcli.metrics.columns import common_images
-from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval, wilson_interval
+from robustcli.metrics.intervals import (
+    FEWEST_UNITS,
+    Bootstrap,
+    FloatArray,
+    Interval,
+    both_ends,
+    mean_interval,
+    wilson_interval,
+)
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.metrics.paired import (
     PairedDifference,
     dice_difference,
     exact_sign_flip_p,
     hit_difference,
-    mean_interval,
     smallest_exact_p,
 )
 
@@ -63,7 +70,7 @@ class Verdict:
     The units are images, or a segmenter's groups of images. `severity` is None for means over
     several severities. `difference` is the top-1 (or the dice averaged over groups) of `first`
     minus that of `second`, a fraction, with its paired 95 % interval and the two-sided `p` of the
-    paired test, None for one group; `p_adjusted` is adjusted by Holm's method over the table.
+    paired test, None for few groups; `p_adjusted` is adjusted by Holm's method over the table.
     """
 
     first: str
@@ -166,7 +173,9 @@ def _compare_classes(
     gained_hits = _hits(first) - _hits(second)
     gained, n = gained_hits / len(first), len(gained_hits)
     value, p = float(gained.mean()), exact_sign_flip_p(gained_hits)
-    return PairedDifference(n, n, value, *mean_interval(gained), p, smallest_exact_p(n))
+    return PairedDifference(
+        n, n, value, *mean_interval(gained, Interval(-1.0, 1.0)), p, smallest_exact_p(n)
+    )
 
 
 def _hits(frames: Sequence[pd.DataFrame]) -> NDArray[np.int64]:
@@ -364,10 +373,11 @@ class Rank:
     Args:
         model: The model.
         mean: Mean over transforms of top-1, or of dice; severities as in `transform_verdicts`.
-        low: Lower end of its 95 % bootstrap interval; None for one image or group.
+        low: Lower end of its 95 % bootstrap interval; None for fewer than FEWEST_UNITS images (or
+            groups).
         high: Upper end of that interval.
         probabilities: The share of resamples with the first rank, the second, ...; models that tie
-            in a resample share its ranks. Empty for one image or group.
+            in a resample share its ranks. Empty if `low` is None.
         n: Number of images that all models have in all cells.
         groups: Number of independent units among them.
     """
@@ -412,15 +422,15 @@ def rank_probabilities(rows: ModelRows, task: TaskName, bootstrap: Bootstrap) ->
     )  # (groups, models)
     means, groups = scores.mean(axis=0), len(scores)
     order = np.argsort(-means, kind="stable")
-    if groups < 2:
+    if groups < FEWEST_UNITS:
         return [Rank(models[i], float(means[i]), None, None, (), n, groups) for i in order]
     draws = replace(bootstrap, draws=RANK_DRAWS).means(scores)
-    low, high = np.transpose([bootstrap.ends(of_model) for of_model in draws.T]).tolist()
     shares = _rank_shares(draws).tolist()
-    return [
-        Rank(models[i], float(means[i]), low[i], high[i], tuple(shares[i]), n, groups)
-        for i in order
-    ]
+    ranks = []
+    for i in order:
+        low, high = both_ends(bootstrap.ends(draws[:, i], groups))
+        ranks.append(Rank(models[i], float(means[i]), low, high, tuple(shares[i]), n, groups))
+    return ranks
 
 
 def _rank_shares(draws: FloatArray) -> FloatArray:

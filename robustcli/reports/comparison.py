@@ -13,7 +13,7 @@ import pandas as pd
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
-from robustcli.core.names import TaskName, counted
+from robustcli.core.names import TaskName, counted, unknown_spread
 from robustcli.evaluation.record import RunRecord
 from robustcli.metrics.verdicts import (
     ALPHA,
@@ -248,9 +248,9 @@ class Comparison:
         units = counted(self.groups, self.grouping)
         if not tests:
             yield Announcement(
-                f"Only one {self.grouping}.",
-                f"A single {self.grouping} does not show the variation between {self.grouping}s, "
-                "so no test and no interval is given.",
+                f"Only {'one ' + self.grouping if self.groups == 1 else units}.",
+                f"{unknown_spread(self.groups, self.grouping)}, so no test and no interval is "
+                "given.",
             )
         elif least * tests > ALPHA:
             yield Announcement(

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from robustcli.core.io import read_csv, reading
-from robustcli.core.names import counted
+from robustcli.core.names import counted, unknown_spread
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.record import (
     AFTER_STEPS,
@@ -365,14 +365,11 @@ def few_held_out(finetuning: FinetuningFindings) -> str:
     training = finetuning.training
     if training is None or training.test is None or training.test.groups >= FEW_GROUPS:
         return ""
-    held_out = counted(training.test.groups, f"held-out {training.record.grouping}")
+    groups, grouping = training.test.groups, training.record.grouping
     width = _widest_interval(finetuning)
     if width is None:
-        return (
-            f"{held_out} does not show the variation between {training.record.grouping}s, so no "
-            "interval is given."
-        )
-    scoring = finetuning.scoring
+        return f"{unknown_spread(groups, grouping)}, so no interval is given."
+    scoring, held_out = finetuning.scoring, counted(groups, f"held-out {grouping}")
     return f"With {held_out}, {scoring.few_words.format(width=scoring.width(width))}"
 
 
@@ -476,7 +473,7 @@ def _difference(difference: PairedDifference, group: str, scoring: Scoring) -> s
     value = f"{scoring.gap_shown(difference.value)}{scoring.unit}"
     low, high, p = difference.low, difference.high, difference.p
     if low is None or high is None or p is None:
-        return f"{value}; a single {group} does not show the variation between {group}s."
+        return f"{value}. {unknown_spread(difference.groups, group)}."
     interval_name, test_name = scoring.tested(group)
     interval = f"{interval_name} {scoring.gap_shown(low)} to {scoring.gap_shown(high)}"
     test = f"{test_name}: p {p_equals(p)}"

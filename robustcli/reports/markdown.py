@@ -21,7 +21,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from tabulate import tabulate
 
-from robustcli.core.names import counted, printable
+from robustcli.core.names import counted, printable, unknown_spread
+from robustcli.metrics.intervals import FEWEST_UNITS
 from robustcli.reports import numbers
 from robustcli.reports.findings import HEADS
 from robustcli.reports.scoring import DICE, IOU, RELAXED, relaxed_words
@@ -79,12 +80,22 @@ def _environment() -> Environment:
     # With autoescape, macros and filters return Markup, which here means finished Markdown.
     environment = template_environment(TEMPLATES, finalize=escaped)
     # Every function of `numbers` is a filter: `{{ row.dice|fraction }}`.
-    shown = [*vars(numbers).values(), code, counted, joined, marked, mono, settings_in_words]
+    shown = [
+        *vars(numbers).values(),
+        code,
+        counted,
+        joined,
+        marked,
+        mono,
+        settings_in_words,
+        unknown_spread,
+    ]
     environment.filters |= {func.__name__: func for func in shown if isfunction(func)}
     environment.globals.update(
         class_heads=HEADS,
         dash=numbers.MISSING,
         dice=DICE,
+        fewest_units=FEWEST_UNITS,
         iou=IOU,
         relaxed=RELAXED,
         relaxed_words=relaxed_words,

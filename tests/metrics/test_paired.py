@@ -109,6 +109,12 @@ def of_images(table):
     return (2 * table["tp"] / (2 * table["tp"] + table["fp"] + table["fn"])).to_numpy()
 
 
+def expanded_percentiles(n):
+    """Hesterberg (2015), section 4.3."""
+    tail = 100 * stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1))
+    return tail, 100 - tail
+
+
 def test_single_images_are_compared_as_scipy_compares_them():
     full, freeze = one_image_a_group()
     gain = mask_difference(full, freeze, Bootstrap(0))
@@ -117,8 +123,9 @@ def test_single_images_are_compared_as_scipy_compares_them():
     assert gain.value == pytest.approx(gained.mean())
     assert gain.p == pytest.approx(theirs(gained))
     expected = stats.bootstrap(
-        (gained,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
+        (gained,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0),
+        confidence_level=np.diff(expanded_percentiles(12)).item() / 100,
+    ).confidence_interval  # fmt: skip
     assert (gain.low, gain.high) == pytest.approx((expected.low, expected.high), abs=3e-3)
     assert gain.smallest_p == 2 / 2**12
 
@@ -173,8 +180,8 @@ def test_value_interval_and_p_are_of_one_statistic(seed):
     for _ in range(10_000):
         taken = generator.integers(len(before), size=len(before))
         drawn.append(after[taken].mean() - before[taken].mean())
-    # Another generator's 10,000 draws: a percentile of them varies by 2 % of the spread.
-    expected = np.percentile(drawn, [2.5, 97.5])
+    # Another generator's 10,000 draws: a percentile of them varies by some % of the spread.
+    expected = np.percentile(drawn, expanded_percentiles(len(before)))
     assert (difference.low, difference.high) == pytest.approx(expected, abs=0.1 * np.std(drawn))
 
 
@@ -211,16 +218,18 @@ def test_a_gain_one_way_is_a_loss_the_other_way():
 
 
 def test_images_of_a_group_are_flipped_together():
-    """Four images in two groups cannot give a p below that of two units."""
+    """Six images in three groups cannot give a p below that of three units."""
+    groups = ["a", "a", "b", "b", "c", "c"]
+    full, freeze = (rows_paired_masks(groups, [100] * 6, [tp] * 6) for tp in (50, 90))
+    gain = mask_difference(full, freeze, Bootstrap(0))
+    assert (gain.n, gain.groups, gain.p, gain.smallest_p) == (6, 3, 0.25, 0.25)
+
+
+def test_two_groups_have_neither_an_interval_nor_a_p():
     groups = ["a", "a", "b", "b"]
     full, freeze = (rows_paired_masks(groups, [100] * 4, [tp] * 4) for tp in (50, 90))
     gain = mask_difference(full, freeze, Bootstrap(0))
-    assert (gain.n, gain.groups, gain.p, gain.smallest_p) == (
-        4,
-        2,
-        0.5,
-        0.5,
-    )
+    assert (gain.groups, gain.low, gain.high, gain.p) == (2, None, None, None)
 
 
 def test_rows_are_matched_by_image_and_not_by_place():

@@ -225,7 +225,11 @@ def test_the_conclusion_depends_on_interval_and_test(
         ),
         (
             PairedDifference(12, 1, -0.1, None, None, None, 1.0),
-            "-0.100; a single image does not show the variation between images.",
+            "-0.100. A single image does not show the variation between images.",
+        ),
+        (
+            PairedDifference(12, 2, -0.1, None, None, None, 0.5),
+            "-0.100. 2 images do not show the variation between images.",
         ),
     ],
 )
