@@ -8,7 +8,9 @@ on how to get the weights: a failed download is often a web page, a pointer file
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 import re
 import struct
 import tarfile
@@ -19,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -85,6 +87,9 @@ _PARALLEL, _AVERAGES = "module.", "n_averaged"
 _DEEPEST = 4
 _MOST_EXPANDED = 2**24  # bytes by which a tensor can exceed its storage (`expand`)
 _MOST_UNPACKED = 4  # times the size of an archive; torch does not compress
+_MOST_NESTED = 500  # containers inside each other; pickle itself cannot write many more
+_MOST_REPEATED = 2**20  # values in containers that a pickle contains more than once
+_ENDLESS = 2**60
 
 
 class Weights(dict[str, Tensor]):
@@ -252,9 +257,10 @@ def read_torch(path: Path) -> object:
     """The content of the torch file `path`, with inert objects in place of other classes.
 
     Raises:
-        UsageError: The file is damaged or contains code.
+        UsageError: The file is damaged, contains code, or is nested too deeply.
     """
     _check_packed(path)
+    check_nesting(path)
     try:
         with (
             warnings.catch_warnings(),
@@ -290,6 +296,112 @@ def _check_packed(path: Path) -> None:
             "torch does not compress weights; this file could fill the memory (a zip bomb).",
             "If you trust it, load it yourself and save it again with `torch.save`.",
         )
+
+
+def check_nesting(path: Path) -> None:
+    """Raises UsageError if values in the torch file `path` are nested or repeated too often.
+
+    Python's hash of a tuple has no limit of its recursion: a key of a million nested tuples ends
+    the process. Sixty tuples, each of which contains the one before twice, take forever. This reads
+    only the opcodes of the pickles and creates none of their values.
+    """
+    values: list[Any] = []
+    try:
+        with path.open("rb") as file:
+            for pickle_file in _pickles(file):
+                _read_nesting(pickle_file, values)
+    except Exception:  # a damaged file raises anything; torch fails at the same place and says why
+        pass
+    depth, repeated = _nesting(values)
+    if depth > _MOST_NESTED:
+        reason = f"Its values are nested in more than {_MOST_NESTED:,} levels."
+    elif repeated > _MOST_REPEATED:
+        reason = "Its values contain each other so often that reading them would take forever."
+    else:
+        return
+    raise UsageError(
+        f"`{path}` is refused, because it could crash the program.",
+        f"{reason} No program that saves weights writes such files.",
+        "Ask its author for a safetensors file.",
+    )
+
+
+def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
+    """The pickles in a torch file with descriptions of its tensors, but not their values."""
+    is_archive = file.read(4) == b"PK\3\4"
+    file.seek(0)
+    if is_archive:
+        reader = torch._C.PyTorchFileReader(file)  # finds the same member as torch.load
+        yield io.BytesIO(reader.get_record("data.pkl"))
+        return
+    for _ in range(_LEGACY_PICKLES):
+        yield file
+
+
+_LEGACY_PICKLES = 5
+"""Format, version, machine, content and names of the storages; the storages follow."""
+_MEMO_READS = frozenset({"GET", "BINGET", "LONG_BINGET"})
+_MEMO_WRITES = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+_ADDITIONS = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"})
+_NEW_CONTAINERS = frozenset({"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"})
+
+
+def _read_nesting(file: BinaryIO, values: list[Any]) -> None:
+    """Adds a list to `values` for each container in the next pickle of `file`, and None for others.
+
+    Args:
+        file: A file at the start of a pickle; at the end, the position is behind the pickle.
+        values: The stack of the pickle. Everything that the pickle creates remains below it.
+    """
+    memo: dict[Any, Any] = {}
+    marks: list[int] = []
+    for opcode, argument, _ in pickletools.genops(file):
+        name, before = opcode.name, opcode.stack_before
+        if name in _MEMO_READS:
+            values.append(memo[argument])
+        elif name in _MEMO_WRITES:
+            memo[argument] = values[-1]
+        elif name == "MARK":
+            marks.append(len(values))
+        elif name == "STOP":
+            return
+        elif before:
+            added = name in _ADDITIONS  # to the first operand, which stays on the stack
+            marked = pickletools.markobject in before
+            start = marks.pop() if marked else len(values) - len(before) + added
+            operands = values[start:]
+            del values[start:]
+            if not added:
+                values.append(operands)
+            elif values[-1] is None:
+                values[-1] = operands
+            else:
+                values[-1].extend(operands)
+        elif opcode.stack_after:
+            values.append([] if name in _NEW_CONTAINERS else None)
+
+
+def _nesting(root: list[Any]) -> tuple[int, int]:
+    """Levels of the nested lists of `root`, and how many more values it would have as a tree.
+
+    A list inside itself counts as empty there.
+    """
+    shapes: dict[int, tuple[int, int] | None] = {}  # levels and values; None: of a list around
+    waiting, distinct = [root], 0
+    while waiting:
+        values = waiting[-1]
+        if id(values) not in shapes:
+            shapes[id(values)] = None
+            waiting += [value for value in values if value is not None and id(value) not in shapes]
+            continue
+        waiting.pop()
+        if shapes[id(values)] is None:
+            inner = [shapes[id(value)] or (0, 0) for value in values if value is not None]
+            size = len(values) + sum(size for _, size in inner)
+            shapes[id(values)] = 1 + max((n for n, _ in inner), default=0), min(size, _ENDLESS)
+            distinct += len(values)
+    depth, size = shapes[id(root)] or (0, 0)
+    return depth, size - distinct
 
 
 def _content(path: Path) -> tuple[list[str], object]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, first_line
 from robustcli.core.names import canonical
 from robustcli.core.objects import names_url
 from robustcli.data import advice
@@ -225,10 +225,10 @@ def _from_settings(label_space: str) -> str | None:
         return None
     try:
         data = tomllib.loads(read_text(SETTINGS)).get("data", {})
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:  # the latter if nested deeply
         raise UsageError(
             f"`{SETTINGS}` cannot be read.",
-            f"{error}.",
+            f"{first_line(error)}.",
             "Correct it, or specify the data with `--data`.",
         ) from error
     if not isinstance(data, dict):

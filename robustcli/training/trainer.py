@@ -24,6 +24,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch.optim import Optimizer
 
+from robustcli.adapters.checkpoint import check_nesting
 from robustcli.adapters.memory import free_cached, is_out_of_memory
 from robustcli.core.errors import RunError, UsageError, first_line
 from robustcli.core.io import replacing, write_text
@@ -256,6 +257,7 @@ class DurableCheckpoints(CheckpointIO):
             RunError: The file is missing or damaged.
         """
         try:
+            check_nesting(Path(path))
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged bytes raise anything
             raise RunError(

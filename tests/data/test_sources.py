@@ -545,6 +545,7 @@ def test_without_any_the_three_ways_are_shown() -> None:
     ("content", "message"),
     [
         ("[data\n", r"`robust\.toml` cannot be read"),
+        (f"x = {'[' * 50_000}", r"`robust\.toml` cannot be read"),
         ("[data]\nimagenet-1k = 3\n", r"`imagenet-1k` must be a string\.\n.*got `3`"),
         ('data = "x"\n', r"`data` must be a table\.\nGot `x`"),
     ],

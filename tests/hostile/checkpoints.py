@@ -81,6 +81,7 @@ def contents(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
     yield from _archives(state)
     yield from _safetensors(state)
     yield from _pickles(state, sentinel)
+    yield from _nested(state)
 
 
 def torch_bytes(content: object, zipped: bool = True) -> bytes:
@@ -313,6 +314,28 @@ def _pickles(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
     yield "nested.pkl", b"(" * 100_000 + b"t" * 100_000 + b"."
     yield "billion laughs.pkl", pickle.dumps(_laughs(), 2)
     yield "compressed.pkl", zlib.compress(pickle.dumps(dict(state)))
+
+
+def _nested(state: State) -> Iterator[tuple[str, bytes]]:
+    """Returns torch files whose values are nested or repeated too often for Python."""
+    list_twice, dict_twice = b"q\1](h\1h\1e", b"q\1}(K\1h\1K\2h\1u"
+    contents = {
+        "deep key": b"})" + b"\x85" * 200_000 + b"K\1s.",
+        "key of doubled tuples": b"})" + b"q\1h\1\x86" * 60 + b"K\1s.",
+        "name of a storage": b"X\7\0\0\0storageN)" + b"q\1h\1\x86" * 60 + b"NNtQ.",
+        "function of doubled lists": b"]" + list_twice * 60 + b")R.",
+        "doubled dicts": b"}" + dict_twice * 60 + b".",
+    }
+    members, legacy = _members(torch_bytes(dict(list(state.items())[:1]))), io.BytesIO()
+    for fields in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
+        pickle.dump(fields, legacy, 2)
+    for name, opcodes in contents.items():
+        content = b"\x80\2" + opcodes
+        yield (
+            f"{name} in a zip.pth",
+            zipped({k: content if k.endswith("data.pkl") else v for k, v in members.items()}),
+        )
+        yield f"{name} in the legacy form.pth", legacy.getvalue() + content + pickle.dumps([], 2)
 
 
 def _laughs() -> object:

@@ -227,6 +227,12 @@ def test_code_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": Code()}, file)
     with pytest.raises(RunError, match="cannot be read"):
         IO.load_checkpoint(file, weights_only=False)
+    key: tuple[object, ...] = ()
+    for _ in range(600):  # a million end the process
+        key = (key, key)
+    torch.save({"epoch": [key]}, file)
+    with pytest.raises(RunError, match="it could crash the program"):
+        IO.load_checkpoint(file)
 
 
 def test_a_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
