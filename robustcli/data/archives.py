@@ -137,16 +137,33 @@ def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
     return listed_tree(root, outside, suffixes)
 
 
-def list_place(place: Path) -> tuple[Path, FileListing | None]:
-    """The path of `place`, and all images of a folder, an archive or a named data set.
-
-    There is no listing of any other file, and of a path that does not exist.
+def existing_path(place: Path) -> Path:
+    """The path of `place`: a folder, an archive, an image, or the name of a data set.
 
     Raises:
-        UsageError: The data set is not on this machine, or an archive is damaged.
+        UsageError: The path does not exist, or the data set is not on this machine.
     """
     named = None if place.exists() else find_named(str(place))
     path = place.expanduser() if named is None else require_tar(named)
+    if not path.exists():
+        raise UsageError(
+            f"`{place}` does not exist.",
+            "Expected a folder of images, an archive of them, or an image.",
+            "Check the path.",
+        )
+    return path
+
+
+def list_place(place: Path) -> tuple[Path, FileListing | None]:
+    """The path of `place`, and all images of a folder, an archive or a named data set.
+
+    There is no listing of any other file.
+
+    Raises:
+        UsageError: The path does not exist, the data set is not on this machine, or an archive is
+            damaged.
+    """
+    path = existing_path(place)
     if path.is_dir():
         return path, list_folder(path)
     if is_tar(path) and path.is_file():

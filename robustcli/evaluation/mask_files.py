@@ -130,16 +130,10 @@ def _images(
             for file in shown:
                 name = file.path.name if file.member is None else file.relative
                 yield replace(file, relative=name), PurePosixPath(file.relative)
-        elif path.is_file():
+        else:
             for volume in _volumes_in(path):
                 raise _not_an_image(volume)
             yield FileRef(path.name, path), PurePosixPath(path.name)
-        else:
-            raise UsageError(
-                f"`{place}` does not exist.",
-                "Expected a folder of images, an archive of them, or an image.",
-                "Check the path in `--data`.",
-            )
 
 
 def _check_no_channels(path: Path, files: Sequence[FileRef]) -> None:

@@ -152,17 +152,11 @@ def _photos_at(place: Path, say: Say) -> Iterator[tuple[Path, str, FileRef]]:
     to one file are two photos, as in an evaluation.
     """
     path, listing = list_place(place)
-    if listing is None and path.is_file():
+    if listing is None:
         parent = "" if place.parent == Path() else f"{place.parent.as_posix()}/"
         name = normalised_path(path.name)
         yield path.parent.resolve() / name, parent, FileRef(name, path)
         return
-    if listing is None:
-        raise UsageError(
-            f"`{place}` does not exist.",
-            "Expected a folder of photos, an archive of them, or a photo.",
-            "Check the path.",
-        )
     for note in listing.notes(path):
         say(note)
     root = path.resolve()

@@ -25,11 +25,12 @@ from robustcli.adapters.load import check_has_weights, entry_of, load
 from robustcli.adapters.model import Precision
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.arguments import Positive
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, UsageErrors
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import versions
 from robustcli.core.names import TaskName, counted, file_name
 from robustcli.core.ranks import Ranks
+from robustcli.data.archives import existing_path
 from robustcli.data.dataset import FileRef
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.mask_classes import network_class_names
@@ -148,11 +149,12 @@ def run_prediction(
             kept.
     """
     with group.alive(listener) as shared_listener:
-        if task_of_model(config) == "cls":
-            return _predict_labels(config, shared_listener, group)
+        task, device = _task_and_device(config, group.place)
+        load_model = partial(load, config.model, task)
+        if task == "cls":
+            return _predict_labels(config, load_model, device, shared_listener, group)
         assert config.out is not None, "checked for segmenters"
-        load_model = partial(load, config.model, "seg")
-        segmenter = _loaded(config, load_model, shared_listener, group.place)
+        segmenter = _loaded(config, load_model, device, shared_listener)
         return predict_masks(
             segmenter, config.data, config.out, overlays=config.overlays, limit=config.limit,
             seed=config.seed, batch_size=config.batch_size, fresh=config.fresh,
@@ -160,45 +162,62 @@ def run_prediction(
         )  # fmt: skip
 
 
-def task_of_model(config: PredictConfig) -> TaskName:
-    """The task of the model, after a check of the options.
+def _task_and_device(
+    config: PredictConfig, place: Ranks | None = None
+) -> tuple[TaskName, torch.device]:
+    """The task of the model and the device of this process, after a check of the settings.
 
     Raises:
         UsageError: The model does not exist or has no weights, there are no images, or an option
-            belongs to the other task.
+            belongs to the other task; the message shows all wrong settings that can be found
+            without reading the data.
     """
+    errors, task = UsageErrors(), None
+    with errors:
+        entry = entry_of(config.model, offline=config.offline)
+        task = entry.task
+        check_has_weights(config.model, entry)
     if not config.data:
-        raise UsageError(
-            "No images were given.", "",
-            "Pass folders or files: `robust predict --model M photos/`.",
-        )  # fmt: skip
-    entry = entry_of(config.model, offline=config.offline)
-    if entry.task == "cls":
-        foreign = {"--overlays": config.overlays, "--classes": config.mask_classes is not None}
-        what = "a classifier"
-    else:
-        foreign, what = {"--top": config.top is not None, "--csv": config.csv}, "a segmenter"
-    for flag, is_set in foreign.items():
-        if is_set:
+        with errors:
             raise UsageError(
-                f"`{flag}` cannot be used with `{config.model.name}`.", f"It is {what}.", "Omit it."
-            )
-    if entry.task == "seg" and config.out is None:
-        raise UsageError(
-            "`--out` is missing.",
-            f"`{config.model.name}` is a segmenter, which writes a mask for every image.",
-            "Specify the folder for the masks with `--out`.",
-        )
-    check_has_weights(config.model, entry)
-    return entry.task
+                "No images were given.", "",
+                "Pass folders or files: `robust predict --model M photos/`.",
+            )  # fmt: skip
+    for images in config.data:
+        with errors:
+            existing_path(images)
+    of_labels = {"--top": config.top is not None, "--csv": config.csv}
+    of_masks = {"--overlays": config.overlays, "--classes": config.mask_classes is not None}
+    for flag, is_set in {"cls": of_masks, "seg": of_labels}.get(task or "", {}).items():
+        if is_set:
+            kind = "a classifier" if task == "cls" else "a segmenter"
+            with errors:
+                raise UsageError(
+                    f"`{flag}` cannot be used with `{config.model.name}`.",
+                    f"It is {kind}.",
+                    "Omit it.",
+                )
+    if task == "seg":
+        with errors:
+            network_class_names(config.mask_classes)
+        if config.out is None:
+            with errors:
+                raise UsageError(
+                    "`--out` is missing.",
+                    f"`{config.model.name}` is a segmenter, which writes a mask for every image.",
+                    "Specify the folder for the masks with `--out`.",
+                )
+    with errors:
+        device = choose_device(config.device, place)
+    errors.check()
+    assert task is not None, "otherwise an error is raised above"
+    return task, device
 
 
 def _loaded(
-    config: PredictConfig, load_model: Callable[..., Any], listener: Listener,
-    place: Ranks | None = None,
-) -> Any:  # fmt: skip
+    config: PredictConfig, load_model: Callable[..., Any], device: torch.device, listener: Listener
+) -> Any:
     """The model on its device, tested with a generated image; announces notes on it."""
-    device = choose_device(config.device, place)
     if note := unused_gpu(config.device, device):
         listener.say(note)
     model: Classifier | Segmenter = load_model(seed=config.seed, offline=config.offline)
@@ -217,11 +236,13 @@ def _loaded(
 # Labels of photos.
 
 
-def _predict_labels(config: PredictConfig, listener: Listener, group: Group) -> PredictedLabels:
+def _predict_labels(
+    config: PredictConfig, load_model: Callable[..., Any], device: torch.device, listener: Listener,
+    group: Group,
+) -> PredictedLabels:  # fmt: skip
     all_photos = list_photos(config.data, listener.say)
     photos = _selected_photos(all_photos, config, listener)
-    load_model = partial(load, config.model, "cls")
-    model: Classifier = _loaded(config, load_model, listener, group.place)
+    model: Classifier = _loaded(config, load_model, device, listener)
     space = classes_of(model, config.model, listener.say)
     settings, top = label_settings(model, space, config.labels), config.labels
     size = config.batch_size or ClassificationTask.batch_sizes[model.device.type]
@@ -356,7 +377,7 @@ def predict_forecast(config: PredictConfig, listener: Listener) -> PredictionFor
     Raises:
         UsageError: As in `predict`.
     """
-    task = task_of_model(config)
+    task, device = _task_and_device(config)
     downloads, request = needs_download(config.model), config.model
     config = replace(config, offline=True)
     load_model: Callable[..., Any] = partial(load, request, task)
@@ -366,7 +387,7 @@ def predict_forecast(config: PredictConfig, listener: Listener) -> PredictionFor
     if task == "cls":
         photos = list_photos(config.data, listener.say)
         pool, images = len(photos), _selected_photos(photos, config, listener)
-        model = _loaded(config, load_model, listener)
+        model = _loaded(config, load_model, device, listener)
         settings = label_settings(model, classes_of(model, request, listener.say), config.labels)
         folder = config.directory(settings)
         if folder is not None and not downloads:
@@ -379,8 +400,8 @@ def predict_forecast(config: PredictConfig, listener: Listener) -> PredictionFor
         files = [] if folder is None else [CSV_FILE, SETTINGS_FILE]
         seconds = len(images) * _seconds_per_photo(model, images)
     else:
-        assert config.out is not None, "checked by `task_of_model`"
-        model = _loaded(config, load_model, listener)
+        assert config.out is not None, "checked for segmenters"
+        model = _loaded(config, load_model, device, listener)
         grey = model.preprocessing.channels == "grey"
         jobs = list_jobs(
             config.data, config.out, overlays=config.overlays, grey=grey, say=listener.say

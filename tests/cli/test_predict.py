@@ -348,6 +348,9 @@ def test_the_function_predicts_as_the_command(photos: Path):
         (("predict", "--model", "umamba-pico", "photos", "--csv"), "`--csv` cannot be used with"),
         (("predict", "--model", "umamba-pico", "photos"), "`--out` is missing"),
         ((*PICO, "nowhere"), "`nowhere` does not exist"),
+        ((*PICO, "nowhere", "--overlays", "--classes", "1=a"), "3 settings are wrong"),
+        (("predict", "--model", "picco", "nowhere", "--dry-run"), "2 settings are wrong"),
+        (("predict", "--model", "otsu", "photos", "--csv", "--classes", "1=a"), "3 settings are"),
     ],
 )
 def test_what_does_not_go_together(
