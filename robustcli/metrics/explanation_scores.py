@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.core.seeds import identity_seed
-from robustcli.metrics.intervals import Bootstrap, both_ends
+from robustcli.metrics.intervals import Bootstrap, both_ends, wilson_interval
 
 Map = NDArray[np.floating]
 
@@ -363,7 +363,7 @@ class ExplanationCell:
         key: The values that define the cell.
         n: Number of photos.
         flipped: Number of photos with a prediction that the transform changes.
-        means: Means of the columns SCORES, by name.
+        means: Means of the columns SCORES, by name; with the Wilson interval for `pointing_hit`.
         contrasts: Contrasts of the columns CONTRASTED, by name.
         errors: Errors of the columns ERRORS, by name.
     """
@@ -398,17 +398,27 @@ def explanation_cells(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[Explanat
         flipped = np.array([value is True for value in cell["flipped"].astype(object)])
         scores = cell[list(SCORES)].to_numpy()
         contrasted = scores[:, [SCORES.index(name) for name in CONTRASTED]]
+        means = dict(zip(SCORES, mean_scores(scores, bootstrap), strict=True))
+        means["pointing_hit"] = _share(means["pointing_hit"], bootstrap.confidence)
         cells.append(
             ExplanationCell(
                 key._replace(severity=int(key.severity)),
                 len(cell),
                 int(flipped.sum()),
-                dict(zip(SCORES, mean_scores(scores, bootstrap), strict=True)),
+                means,
                 dict(zip(CONTRASTED, flip_contrasts(contrasted, flipped, bootstrap), strict=True)),
                 {name: error_summary(cell[name].to_numpy()) for name in ERRORS},
             )
         )
     return cells
+
+
+def _share(mean: Mean, confidence: float) -> Mean:
+    """`mean` of zeros and ones with its Wilson interval, which has a width if all are equal."""
+    if mean.value is None:
+        return mean
+    interval = wilson_interval(round(mean.value * mean.n), mean.n, confidence)
+    return Mean(mean.n, mean.value, *interval)
 
 
 def sanity_summary(rows: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Mean]:

@@ -33,7 +33,7 @@ from robustcli.metrics.explanation_scores import (
     pointing_hit,
     sanity_summary,
 )
-from robustcli.metrics.intervals import Bootstrap
+from robustcli.metrics.intervals import Bootstrap, wilson_interval
 
 BOOTSTRAP = Bootstrap(0)
 
@@ -281,7 +281,9 @@ def test_cells_are_made_of_rows():
     assert first.key == ("m", "gradcam", "perspective", 0, "transformed", "true")
     assert (first.n, first.flipped) == (12, 6)
     assert first.means["insertion_auc"].value == pytest.approx(0.5)
-    assert (first.means["pointing_hit"].n, first.means["pointing_hit"].value) == (11, 1)
+    hits = first.means["pointing_hit"]
+    assert (hits.n, hits.value) == (11, 1)
+    assert (hits.low, hits.high) == wilson_interval(11, 11), "hits of all photos are not certain"
     assert first.contrasts["centroid_shift"].kept.n == 6
     assert first.errors["completeness_error"].p95 == 0.25
     assert second.key[1] == "occlusion"
