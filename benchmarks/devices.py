@@ -1,11 +1,12 @@
-"""Speedup of two processes over one, for an evaluation and for trainings with several seeds.
+"""Speedup of two processes over one: an evaluation, explanations, predictions and two trainings.
 
 `python benchmarks/devices.py` runs the commands of docs/engines.md on the bundled data, on the CPU
-with one thread per process: an evaluation with `--devices 1` and `--devices 2`, and two seeds with
-`--devices 1` (one after the other) and `--devices 2` (in parallel). The commands alternate, so that
-other load on the machine affects all of them. Prints seconds, ratios, and the load of the machine.
-The seconds of an evaluation are those from its first to its last row; those of two seeds are of the
-complete command, with the start of each process. Takes about eight minutes on two free cores.
+with one thread per process: each command with `--devices 1` and `--devices 2`. Two seeds of a
+training run one after the other with `--devices 1`, and in parallel with `--devices 2`. The
+commands alternate, so that other load on the machine affects all of them. Prints seconds, ratios,
+and the load of the machine. The seconds of an evaluation are those from its first to its last row;
+the others are of the complete command, with the start of each process. Takes about twelve minutes
+on two free cores.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ from pathlib import Path
 from robustcli.evaluation.record import read_sessions
 
 EVAL = ("eval", "--model", "vmamba-pico", "--transform", "paper21", "--data", "cifar10-mini")
+EXPLAIN = (
+    *("explain", "--model", "vmamba-pico", "--method", "integrated-gradients"),
+    *("--transform", "identity", "--data", "cifar10-mini"),
+)
+PREDICT = ("predict", "cifar10-mini", "--model", "vmamba-pico", "--batch-size", "1")
 SEEDS = ("train", "cls", "--model", "resnet-pico", "--untrained", "--seeds", "2")
 
 
@@ -65,10 +71,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=2, help="repetitions of each command")
     parser.add_argument("--limit", type=int, default=960, help="number of images of the evaluation")
+    parser.add_argument("--photos", type=int, default=192, help="number of explained images")
     parser.add_argument("--epochs", type=int, default=40, help="epochs of each seed")
     options = parser.parse_args()
     commands = {
         "evaluation": (*EVAL, "--limit", str(options.limit), "--workers", "0"),
+        "explanations": (*EXPLAIN, "--limit", str(options.photos)),
+        "predictions": PREDICT,
         "two seeds": (*SEEDS, "--epochs", str(options.epochs)),
     }
     times: dict[tuple[str, int], list[float]] = {}
@@ -83,7 +92,7 @@ def main() -> None:
     for name in commands:
         alone, both = (statistics.median(times[name, devices]) for devices in (1, 2))
         print(
-            f"{name:<12} 1 process {alone:7.1f} s   2 processes {both:7.1f} s   {alone / both:.2f}"
+            f"{name:<13} 1 process {alone:7.1f} s   2 processes {both:7.1f} s   {alone / both:.2f}"
         )
 
 

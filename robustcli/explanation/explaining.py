@@ -239,7 +239,7 @@ def _without_gradients(network: nn.Module) -> Iterator[None]:
 
 def _announce_choice(inputs: ExplainInputs, choice: ChoiceRecord, listener: Listener) -> None:
     config = inputs.config
-    if not inputs.changed_cells:
+    if not (config.transforms or inputs.changed_cells):
         listener.say("`--transform` is not set: only untransformed photos are explained.")
     if choice.rule == "worst" and config.worst is None:
         of = ", ".join(f"`{cell.transform}`" for cell in inputs.changed_cells)

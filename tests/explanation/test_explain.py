@@ -500,13 +500,14 @@ def test_small_maps_are_stored_exactly_and_maps_of_zeros_have_no_scores(tmp_path
     )  # fmt: skip
     run = explain(
         settings(
-            data, tmp_path / "run", images=(), methods=("grad-cam",), transforms=(),
+            data, tmp_path / "run", images=(), methods=("grad-cam",), transforms=("identity",),
             models=(request,),
         ),
         heard,
     )  # fmt: skip
     told = " ".join(heard.lines)
     assert "explaining all 4 photos" in told
+    assert "`--transform` is not set" not in told
     assert "`--layer` is not set; using the output of `conv`" in told
     rows = read_explained_rows(run)
     stored = maps(run)
