@@ -555,6 +555,11 @@ def _folder_around(run: Path) -> _Folder | None:
     return None
 
 
+def is_working_copy(run: Path) -> bool:
+    """Whether `run` is the local copy of a run in an object store, or a folder of one."""
+    return _folder_around(run) is not None
+
+
 def helper_folder(url: str, home: Path) -> Path:
     """The local folder for `url` in a helper of the process that has opened the run.
 

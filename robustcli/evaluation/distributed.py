@@ -13,25 +13,37 @@ A waiting rank checks the heartbeats of the ranks that it waits for, so it canno
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.core.children import end_children, job_of_parent, start_child
-from robustcli.core.errors import RobustError, RunError, UsageError, as_plain, raised_again
+from robustcli.core.errors import (
+    MachineError,
+    RobustError,
+    RunError,
+    UsageError,
+    as_plain,
+    raised_again,
+)
+from robustcli.core.io import write_bytes
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import versions
 from robustcli.core.ranks import Ranks, ranks, store
+from robustcli.core.working_copy import is_working_copy
 from robustcli.evaluation.plan import share_of
 
 if TYPE_CHECKING:
@@ -39,6 +51,7 @@ if TYPE_CHECKING:
 
 RANK_BEAT_SECONDS = 1.0
 RANK_SILENCE_SECONDS = 60.0  # a rank without a heartbeat for this long counts as dead
+SIGHT_SECONDS = 70.0  # NFS shows files of other machines after up to 60 seconds
 _POLL_SECONDS = 0.1
 _END_SECONDS = 10.0  # until child processes are killed at the end
 _CHILD = "robustcli.evaluation.distributed:help_first"
@@ -148,6 +161,40 @@ class Group:
         """
         facts = {"host": socket.gethostname(), "package versions": versions(), **inputs}
         check_ranks_agree(self.gather("facts", facts))
+
+    def check_shared(self, folder: Path) -> None:
+        """Checks at rank 0 that all ranks see its `folder`, in which they will write their results.
+
+        Rank 0 writes a file and removes it when the others have answered. Of a run in an object
+        store, each machine has a separate working copy.
+
+        Raises:
+            MachineError: Ranks do not see the file.
+            RobustError: A rank failed or died.
+        """
+        if self.messages is None or is_working_copy(folder):
+            return
+        if not self.first:
+            sees = _appears(folder / self.receive("shared file"))
+            self.gather("sees", [sees, socket.gethostname()])
+            return
+        # With the name of a temporary file: the next command removes it if this process is killed.
+        file = folder / f".{uuid.uuid4().hex}.{os.getpid()}-0.tmp"
+        write_bytes(file, b"")
+        self.send("shared file", file.name)
+        try:
+            answers = self.gather("sees", [True, ""])
+        finally:
+            file.unlink(missing_ok=True)
+        blind = {rank: host for rank, (sees, host) in answers.items() if not sees}
+        if blind:
+            hosts = ", ".join(dict.fromkeys(blind.values()))
+            raise MachineError(
+                f"`{folder}` is not the same folder in all processes.",
+                f"{in_words(list(blind), self.place.world)} ({hosts}) did not find a file that the "
+                "first process wrote there.",
+                "Set `--out` to a folder that all processes share.",
+            )
 
     def send(self, name: str, value: object) -> None:
         """Sends a value from rank 0 to the other ranks, which receive it with `receive`."""
@@ -282,6 +329,21 @@ class Group:
             "It was killed (possibly out of memory), or its machine is not reachable.",
             "Check its output. The same command continues the run.",
         )
+
+
+def _appears(path: Path) -> bool:
+    """Whether `path` exists within SIGHT_SECONDS.
+
+    Its folder is listed, because this updates the caches of a network file system.
+    """
+    started = time.monotonic()
+    while True:
+        with suppress(OSError):  # the folder may not be there either
+            if path in path.parent.iterdir():
+                return True
+        if time.monotonic() - started > SIGHT_SECONDS:
+            return False
+        time.sleep(_POLL_SECONDS)
 
 
 def incomplete(dead_ranks: Sequence[int], world: int, lost: str, todo: str) -> RunError:

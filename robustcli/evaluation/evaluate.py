@@ -125,6 +125,7 @@ def run_evaluation(
         check_ranks_agree(facts)
         with EVALUATION.held(evaluation.run, shared_listener.say) as ownership:
             record = EVALUATION.open(evaluation.run, record, fresh=config.fresh)
+            group.check_shared(evaluation.run)
             if engine is None:
                 workers = _ranks(
                     evaluation, models, record, shared_listener, group, ownership.check
@@ -344,6 +345,7 @@ def _follow(
     evaluation: Evaluation, models: Mapping[str, Model], listener: Listener, group: Group
 ) -> None:
     """At a rank other than 0: computes its share of the work that rank 0 distributes."""
+    group.check_shared(evaluation.run)
     work = group.receive("work")
     record = RunRecord.model_validate_json(work["record"])
     plan = plan_work(record, evaluation)

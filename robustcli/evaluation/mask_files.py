@@ -277,6 +277,7 @@ def predict_masks(
     group.check_inputs(
         {"images": [len(jobs), ids], "model, weights or settings": tag, "batch size": batch_size}
     )
+    group.check_shared(out)
     missing, labels = list[int](), None
     if group.first:
         missing = [n for n, job in enumerate(jobs) if not has_mask(job, tag, fresh=fresh)]

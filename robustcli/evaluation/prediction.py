@@ -261,7 +261,9 @@ def _predict_labels(
         return group.finish()
 
     if not group.first:
-        parts = LabelParts(Path(group.receive("parts")))
+        parts_folder = Path(group.receive("parts"))
+        group.check_shared(folder or parts_folder)
+        parts = LabelParts(parts_folder)
         label(parts, group.share_out(()))
         return PredictedLabels(Labelling(space, top, (), ()), {}, None)
     if folder is not None and not config.fresh:
@@ -280,6 +282,8 @@ def _predict_labels(
         left = sum(len(batches[number]) for number in missing)
         listener.start(len(photos), len(photos) - left, "photos")
         group.send("parts", None if parts.folder is None else str(parts.folder))
+        if parts.folder is not None:  # of several processes
+            group.check_shared(folder or parts.folder)
         dead_ranks = label(parts, group.share_out(missing))
         lost = sum(len(batches[number]) for number in parts.missing(missing))
         if lost:

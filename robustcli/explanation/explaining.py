@@ -149,6 +149,7 @@ def _lead(work: _Work, record: ExplainRecord, choice: ChoiceRecord) -> None:
     inputs, group, announcer = work.inputs, work.group, work.listener
     with EXPLANATION.held(inputs.run, announcer.say) as ownership:
         record = EXPLANATION.open(inputs.run, record, fresh=inputs.config.fresh)
+        group.check_shared(inputs.run)
         with EXPLANATION.closing(inputs.run) as ending:
             group.send("record", record.model_dump_json())
             source = inputs.source or _evaluated(inputs, choice, announcer, group)
@@ -181,6 +182,7 @@ def _lead(work: _Work, record: ExplainRecord, choice: ChoiceRecord) -> None:
 def _follow(work: _Work, choice: ChoiceRecord) -> None:
     """At a rank other than 0: computes its share of the maps."""
     inputs, group = work.inputs, work.group
+    group.check_shared(inputs.run)
     record = ExplainRecord.model_validate_json(group.receive("record"))
     if inputs.source is None:
         _evaluated(inputs, choice, work.listener, group)

@@ -53,6 +53,7 @@ from robustcli.training.trainer import (
     SeededSteps,
     TrainProgress,
     WaitingTime,
+    described_checkpoint,
     fit_run,
     is_trained,
     without_chatter,
@@ -232,7 +233,11 @@ def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: boo
                 count_splits(plan, train, val, listener)
             return decoded
 
-        peers.together(count, lambda decoded: {"pixels": _digest(decoded)})
+        # A process that does not find the checkpoint would train from the first epoch.
+        peers.together(
+            count,
+            lambda decoded: {"pixels": _digest(decoded), "checkpoint": described_checkpoint(run)},
+        )
         data = task.batches(
             plan,
             DecodedSubset.of(splits.train.samples, train),

@@ -327,6 +327,14 @@ def fit_run(trainer: pl.Trainer, lit_module: LitModule, data: BaseDataModule, ru
             trainer.fit(lit_module, data, ckpt_path=str(last) if last.is_file() else None)
 
 
+def described_checkpoint(run: Path) -> str:
+    """The checkpoint from which `fit_run` continues, in words."""
+    last = run / CHECKPOINT_FOLDER / LAST
+    if not last.is_file():
+        return f"no `{last}`"
+    return f"the checkpoint of epoch {_finished_epochs(DurableCheckpoints().load_checkpoint(last))}"
+
+
 @contextmanager
 def _naming_memory(trainer: pl.Trainer, lit_module: LitModule) -> Iterator[None]:
     """Converts an out-of-memory error to a RunError that suggests which options to change.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributed import HashStore  # type: ignore[attr-defined,unused-ignore]
 
-from robustcli.core.errors import RobustError, RunError, UsageError
+from robustcli.core.errors import MachineError, RobustError, RunError, UsageError
 from robustcli.core.listener import Silent
 from robustcli.core.ranks import Ranks
 from robustcli.evaluation import distributed, evaluate
@@ -179,6 +179,36 @@ def test_a_rank_that_would_compute_something_else_is_refused(photos, tmp_path, c
     assert isinstance(raised[1], SystemExit)
     assert raised[1].code == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_the_ranks_do_not_share_is_refused_at_the_start(
+    photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(distributed, "SIGHT_SECONDS", 0.2)
+    settings = [trained_config(photos, tmp_path / folder / "run") for folder in "ab"]
+    raised = in_threads(settings)
+    assert isinstance(raised[0], MachineError)
+    assert "is not the same folder in all processes.\nProcess 1 of 2 (" in str(raised[0])
+    assert isinstance(raised[1], SystemExit)
+    assert raised[1].code == 3
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        "run.json", "000001.json"
+    }  # fmt: skip
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_folder_may_show_the_files_of_other_machines_late(tmp_path, monkeypatch):
+    real, looks = Path.iterdir, []
+
+    def late(path):
+        looks.append(path)
+        return real(path) if len(looks) > 3 else iter(())
+
+    monkeypatch.setattr(Path, "iterdir", late)
+    checks = [tmp_path / "run"] * 2
+    assert in_threads(checks, lambda folder, _, group: group.check_shared(folder)) == {}
+    assert len(looks) == 4
+    assert list(real(tmp_path / "run")) == []
 
 
 def test_other_versions_are_refused(photos, tmp_path, monkeypatch):

@@ -174,6 +174,17 @@ def test_results_on_the_disk_of_another_machine_are_missing(
     assert not (tmp_path / "out" / "labels.csv").exists()
 
 
+@pytest.mark.parametrize("settings", [labels, masks])
+def test_a_folder_that_the_ranks_do_not_share_is_refused_at_the_start(
+    photos, tmp_path, monkeypatch, settings
+):
+    monkeypatch.setattr(distributed, "SIGHT_SECONDS", 0.2)
+    raised = in_threads([settings(photos, tmp_path / name) for name in "ab"], run_prediction)
+    assert "`--out` to a folder that all processes share" in str(raised[0])
+    assert raised[0].exit_code == 3
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_a_rank_that_would_predict_something_else_is_refused(photos, tmp_path):
     config = labels(photos, tmp_path / "out")
     for change, message in (

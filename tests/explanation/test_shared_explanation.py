@@ -158,6 +158,17 @@ def test_maps_on_the_disk_of_another_machine_are_missing(photos, tmp_path, monke
     assert read_explain_record(tmp_path / "run").status == "partial"
 
 
+def test_a_folder_that_the_ranks_do_not_share_is_refused_at_the_start(
+    photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(distributed, "SIGHT_SECONDS", 0.2)
+    asked = [settings(photos, tmp_path / name, methods=("grad-cam",)) for name in "ab"]
+    raised = in_threads(asked, run_explanation)
+    assert "`--out` to a folder that all processes share" in str(raised[0])
+    assert raised[0].exit_code == 3
+    assert files(tmp_path / "a") == {}
+
+
 def test_failures_of_all_ranks_are_told(photos, tmp_path, monkeypatch):
     real = block.BlockExplanation.explain
 

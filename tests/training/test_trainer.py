@@ -33,6 +33,7 @@ from robustcli.training.trainer import (
     TrainProgress,
     WaitingTime,
     _ending_by_interrupt,
+    described_checkpoint,
     without_chatter,
 )
 from tests.training.runs import Recorder, last_weights, same_state, tiny_unet
@@ -200,6 +201,12 @@ def test_a_written_checkpoint_is_read_unchanged(tmp_path: Path) -> None:
     IO.remove_checkpoint(file)
     IO.remove_checkpoint(file)
     assert not file.exists()
+
+
+def test_the_checkpoint_that_processes_must_share_is_described(tmp_path: Path) -> None:
+    assert described_checkpoint(tmp_path) == f"no `{tmp_path / 'checkpoints' / 'last.ckpt'}`"
+    IO.save_checkpoint({"epoch": 4}, tmp_path / "checkpoints" / "last.ckpt")
+    assert described_checkpoint(tmp_path) == "the checkpoint of epoch 5"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
