@@ -162,7 +162,24 @@ def _matching_transforms(pattern: str, known: dict[str, Transform]) -> list[Tran
     spelling = re.sub(r"^published[/:]", "published-", spelling)
     if spelling not in {canonical(name) for name in known}:
         spelling = _ALIASES.get(spelling, spelling)
-    return [known[name] for name in matching(spelling, known, kind="transform", listing=_LISTING)]
+    try:
+        names = matching(spelling, known, kind="transform", listing=_LISTING)
+    except UsageError:
+        _refuse_severity(pattern, known)
+        # For the error with the name as typed.
+        names = matching(pattern, known, kind="transform", listing=_LISTING)
+    return [known[name] for name in names]
+
+
+def _refuse_severity(pattern: str, known: dict[str, Transform]) -> None:
+    """Raises UsageError for `NAME:3`, in which only NAME is a transform."""
+    name, colon, severity = pattern.rpartition(":")
+    if colon and severity.isdigit() and canonical(name) in map(canonical, known):
+        raise UsageError(
+            f"No transform is called `{pattern}`.",
+            f"`{name}` is one, and severities are a separate option.",
+            f"Use `--transform {name} --severity {severity}`.",
+        )
 
 
 def _check_distinct(transforms: Iterable[Transform]) -> None:

@@ -109,6 +109,13 @@ def test_spellings(typed: str, name: str) -> None:
     assert set(_names(resolve_transforms([typed], None))[1:]) == {name}
 
 
+def test_an_unknown_name_is_shown_as_typed_and_a_severity_gets_its_option() -> None:
+    with pytest.raises(UsageError, match=r"No transform is called `c_Fogg_y`"):
+        resolve_transforms(["c_Fogg_y"], None)
+    with pytest.raises(UsageError, match=r"Use `--transform c_fog --severity 3`"):
+        resolve_transforms(["c_fog:3"], None)
+
+
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"called `perspctive`.\nDid you mean `perspective`\?"):
         resolve_transforms(["perspctive"], None)
