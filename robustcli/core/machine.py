@@ -18,7 +18,7 @@ import re
 import socket
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -292,6 +292,16 @@ def versions() -> dict[str, str]:
     # Another distribution may bring the import of an absent one (opencv-python).
     packages = {package: installed for package, installed in found.items() if installed}
     return {"robust": __version__, "python": platform.python_version(), **packages}
+
+
+def together(old: str, new: str) -> str:
+    """A version or device of a run that one process began with `old` and another continues."""
+    return old if new in old.split(" and ") else f"{old} and {new}"
+
+
+def versions_together(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """The `versions` of a run that was begun with `old` and is continued with `new`."""
+    return {name: together(old.get(name, version), version) for name, version in new.items()}
 
 
 def installed_version(package: str) -> str | None:

@@ -26,7 +26,13 @@ import torch
 from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError, RunError, located
 from robustcli.core.listener import Listener, Silent
-from robustcli.core.machine import may_start_processes, usable_cores, versions
+from robustcli.core.machine import (
+    may_start_processes,
+    together,
+    usable_cores,
+    versions,
+    versions_together,
+)  # fmt: skip
 from robustcli.core.names import counted
 from robustcli.core.ranks import Ranks, share_of_cores
 from robustcli.core.rundir import BaseRunRecord, RunKind, has_record
@@ -218,6 +224,8 @@ def _lead(
     with EVALUATION.closing(run) as ending:
         with workers as start:
             missing = plan.missing()
+            if missing:
+                _add_machine(run, record, evaluation.device)
             for path in plan.damaged(missing):
                 listener.say(f"`{path}` is damaged: its rows are computed again.")
             await_end = start(plan, missing)
@@ -250,6 +258,16 @@ def _lead(
             ending.status = "partial"
     if still_missing:
         raise _incomplete(run, plan, still_missing, lost)
+
+
+def _add_machine(run: Path, record: RunRecord, device: torch.device) -> None:
+    """Adds versions and device of this process, which computes rows, to those of earlier ones."""
+    found = {
+        "versions": versions_together(record.versions, versions()),
+        "device": together(record.device, device_name(device)),
+    }
+    if any(getattr(record, name) != value for name, value in found.items()):
+        EVALUATION.update(run, **found)
 
 
 @contextmanager
@@ -338,7 +356,7 @@ def _take_devices(run: Path) -> None:
     """Writes the devices of the workers to the record, which the planning process lacks."""
     devices = dict.fromkeys(session.device for session in read_sessions(run))
     if devices:
-        EVALUATION.update(run, device=", ".join(devices))
+        EVALUATION.update(run, device=" and ".join(devices))
 
 
 def _follow(

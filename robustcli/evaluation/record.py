@@ -90,12 +90,14 @@ def _kept_fields(old: RunRecord, new: RunRecord) -> dict[str, Any]:
     """Fields of the merged record: old models and transforms first, block size of the old run.
 
     The tolerance stays that of the old run (None in runs of old versions), so that no cell mixes
-    rows with and without it.
+    rows with and without it. Versions and device change only if rows are computed.
     """
     names = {model.name for model in old.models}
     cells = {(t.name, t.severity) for t in old.transforms}
     return {
         "block_size": old.block_size,
+        "versions": old.versions,
+        "device": old.device,
         "dataset": new.dataset.model_copy(update={"tolerance": old.dataset.tolerance}),
         "models": [*old.models, *(m for m in new.models if m.name not in names)],
         "transforms": [

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from robustcli.core.io import reading, replacing
+from robustcli.core.machine import together, versions_together
 from robustcli.core.names import model_folder
 from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
 from robustcli.evaluation.record import TransformRecord
@@ -120,7 +121,13 @@ def _differences(old: ExplainRecord, new: ExplainRecord) -> Iterator[str]:
 def _kept_fields(old: ExplainRecord, new: ExplainRecord) -> dict[str, Any]:
     """Fields of the new record that keep old values: block size, photos, and all old methods."""
     methods = list(dict.fromkeys([*old.methods, *new.methods]))
-    return {"block_size": old.block_size, "methods": methods, "images": old.images}
+    return {
+        "block_size": old.block_size,
+        "methods": methods,
+        "images": old.images,
+        "versions": versions_together(old.versions, new.versions),
+        "device": together(old.device, new.device),
+    }
 
 
 EXPLANATION = RunKind(

@@ -19,7 +19,7 @@ from robustcli.evaluation import evaluate
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.look_up import distinct_names
-from robustcli.evaluation.record import read_record, read_sessions
+from robustcli.evaluation.record import EVALUATION, read_record, read_sessions
 from robustcli.evaluation.store import Store
 from robustcli.training.trainer import default_workers
 from robustcli.transforms.base import Cell
@@ -109,6 +109,20 @@ def test_adding_a_transform_computes_only_that(photos, tmp_path, monkeypatch):
     assert {p.parent.parent.name for p in written_paths} == {"transform=invert"}
     expected = run_evaluation(config(photos, tmp_path / "whole", "fliplr", "invert"))
     assert contents(run) == contents(expected)
+
+
+def test_versions_and_devices_of_all_processes_that_computed_rows_are_recorded(photos, tmp_path):
+    run = run_evaluation(config(photos, tmp_path / "run", limit=4))
+    here = read_record(run)
+    gpu = {"versions": here.versions | {"torch": "1.0"}, "device": "NVIDIA H100"}
+    EVALUATION.update(run, **gpu)
+    run_evaluation(config(photos, run, limit=4))  # computes nothing
+    assert (read_record(run).versions, read_record(run).device) == (*gpu.values(),)
+    for names in (["invert"], ["invert", "fliplr"]):
+        run_evaluation(config(photos, run, *names, limit=4))
+        both = read_record(run)
+        assert both.versions == here.versions | {"torch": f"1.0 and {here.versions['torch']}"}
+        assert both.device == f"NVIDIA H100 and {here.device}"
 
 
 def test_adding_a_model_computes_only_that_and_keeps_the_first(photos, tmp_path):

@@ -154,7 +154,7 @@ def test_an_edited_table_of_results_is_found(run: Path, blank_figures: None) -> 
 def test_other_versions_and_parameters_are_listed(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     record["versions"]["torch"] = "1.0"
-    record["device"] = "NVIDIA H100"
+    record["device"] = "cpu (x86_64, 1 thread) and NVIDIA H100"
     record["transforms"][1]["parameters"] = {"sigma": 1}
     (run / "run.json").write_text(json.dumps(record))
     (check,) = checked(run).checks
