@@ -294,14 +294,14 @@ def versions() -> dict[str, str]:
     return {"robust": __version__, "python": platform.python_version(), **packages}
 
 
-def together(old: str, new: str) -> str:
+def with_earlier(old: str, new: str) -> str:
     """A version or device of a run that one process began with `old` and another continues."""
     return old if new in old.split(" and ") else f"{old} and {new}"
 
 
-def versions_together(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+def versions_with_earlier(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
     """The `versions` of a run that was begun with `old` and is continued with `new`."""
-    return {name: together(old.get(name, version), version) for name, version in new.items()}
+    return {name: with_earlier(old.get(name, version), version) for name, version in new.items()}
 
 
 def installed_version(package: str) -> str | None:

@@ -28,10 +28,10 @@ from robustcli.core.errors import RobustError, RunError, located
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import (
     may_start_processes,
-    together,
     usable_cores,
     versions,
-    versions_together,
+    versions_with_earlier,
+    with_earlier,
 )  # fmt: skip
 from robustcli.core.names import counted
 from robustcli.core.ranks import Ranks, share_of_cores
@@ -263,8 +263,8 @@ def _lead(
 def _add_machine(run: Path, record: RunRecord, device: torch.device) -> None:
     """Adds versions and device of this process, which computes rows, to those of earlier ones."""
     found = {
-        "versions": versions_together(record.versions, versions()),
-        "device": together(record.device, device_name(device)),
+        "versions": versions_with_earlier(record.versions, versions()),
+        "device": with_earlier(record.device, device_name(device)),
     }
     if any(getattr(record, name) != value for name, value in found.items()):
         EVALUATION.update(run, **found)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from robustcli.core.io import reading, replacing
-from robustcli.core.machine import together, versions_together
+from robustcli.core.machine import versions_with_earlier, with_earlier
 from robustcli.core.names import model_folder
 from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
 from robustcli.evaluation.record import TransformRecord
@@ -125,8 +125,8 @@ def _kept_fields(old: ExplainRecord, new: ExplainRecord) -> dict[str, Any]:
         "block_size": old.block_size,
         "methods": methods,
         "images": old.images,
-        "versions": versions_together(old.versions, new.versions),
-        "device": together(old.device, new.device),
+        "versions": versions_with_earlier(old.versions, new.versions),
+        "device": with_earlier(old.device, new.device),
     }
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from robustcli.core.names import counted, file_name
 from robustcli.explanation.methods import ExplanationMethod
-from robustcli.explanation.record import Arrays, read_arrays
+from robustcli.explanation.record import Arrays, ExplainRecord, read_arrays
 from robustcli.metrics.explanation_scores import ExplanationCell, field_sides
 from robustcli.reports.explanation_findings import (
     SANITY,
@@ -204,9 +204,10 @@ _FILES_KEPT = 12  # files of arrays in memory: one per method
 def draw_explanation_gallery(explanation: ExplanationFindings) -> ExplanationGallery:
     """Draws all figures for which an explanation has data."""
     pairs = _pairs(explanation)
+    drawn = _drawn(pairs, explanation.record)
     drawer = PanelDrawer(explanation)
     maps, learned = (
-        [drawer.panel(number, rows, kind) for number, rows in pairs[:PANELS_SHOWN]]
+        [drawer.panel(number, rows, kind) for number, rows in drawn]
         for kind in ("localised", "learned")
     )
     fields, extents = _fields(explanation)
@@ -215,7 +216,7 @@ def draw_explanation_gallery(explanation: ExplanationFindings) -> ExplanationGal
         tuple(picture for picture in learned if picture is not None),
         fields,
         extents,
-        max(0, len(pairs) - PANELS_SHOWN),
+        len(pairs) - len(drawn),
     )
 
 
@@ -230,6 +231,21 @@ def _pairs(explanation: ExplanationFindings) -> list[tuple[int, pd.DataFrame]]:
         for transform in explanation.record.transforms
         if (key := (image_id, transform.name, transform.severity)) in rows
     ]
+
+
+def _drawn(
+    pairs: list[tuple[int, pd.DataFrame]], record: ExplainRecord
+) -> list[tuple[int, pd.DataFrame]]:
+    """At most PANELS_SHOWN of the pairs: the first photos, or spread over photos without an order.
+
+    A subset is sorted by name, so that its first photos are often all of one class.
+    """
+    if record.choice.rule in ("subset", "class") and len(pairs) > PANELS_SHOWN:
+        numbers = list(dict.fromkeys(number for number, _ in pairs))
+        count = max(1, PANELS_SHOWN * len(numbers) // len(pairs))
+        spread = {numbers[k * len(numbers) // count] for k in range(count)}
+        pairs = [pair for pair in pairs if pair[0] in spread]
+    return pairs[:PANELS_SHOWN]
 
 
 class PanelDrawer:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from robustcli.core.machine import together, versions_together
+from robustcli.core.machine import versions_with_earlier, with_earlier
 from robustcli.core.names import TaskName, network_words
 from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
 from robustcli.tasks.record import DatasetRecord, dataset_differences
@@ -253,8 +253,8 @@ def _epochs(old: RecipeRecord, new: RecipeRecord) -> Iterator[str]:
 def _kept_fields(old: TrainRecord, new: TrainRecord) -> dict[str, Any]:
     """Fields of the old record that stay: costs and, without further epochs, completeness."""
     kept_fields = {name: getattr(old, name) for name in _ACCUMULATED}
-    kept_fields["versions"] = versions_together(old.versions, new.versions)
-    kept_fields["device"] = together(old.device, new.device)
+    kept_fields["versions"] = versions_with_earlier(old.versions, new.versions)
+    kept_fields["device"] = with_earlier(old.device, new.device)
     if old.status == "complete" and new.recipe.epochs == old.recipe.epochs:
         kept_fields["status"] = "complete"
     return kept_fields

@@ -13,7 +13,12 @@ from PIL import Image
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.explanation.methods import METHODS
-from robustcli.explanation.record import EXPLAINED_SCHEMA, EXPLANATION, read_explained_rows
+from robustcli.explanation.record import (
+    EXPLAINED_SCHEMA,
+    EXPLANATION,
+    ChoiceRecord,
+    read_explained_rows,
+)
 from robustcli.metrics.explanation_scores import flip_contrasts
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.reports import explanation_page as page_module
@@ -290,3 +295,18 @@ def test_damaged_rows_and_other_runs(tmp_path: Path) -> None:
 def test_panels_are_pictures_of_a_size_that_a_page_shows(run: Path) -> None:
     with Image.open(run / "panels/001-perspective.png") as panel:
         assert 700 < panel.width < 800
+
+
+@pytest.mark.parametrize(
+    ("rule", "numbers"), [("subset", [1, 7, 13]), ("class", [1, 7, 13]), ("worst", [1, 2, 3])]
+)
+def test_the_drawn_photos_of_a_subset_are_spread_over_it(tmp_path, monkeypatch, rule, numbers):
+    plan = ExplainPlan(
+        methods=["grad-cam"],
+        transforms=(PERSPECTIVE, INVERT),
+        record={"choice": ChoiceRecord(rule=rule, count=18)},
+    )
+    explanation = read_explanation(build_explanation(tmp_path, plan))
+    monkeypatch.setattr(page_module, "PANELS_SHOWN", 6)
+    drawn = page_module._drawn(page_module._pairs(explanation), explanation.record)
+    assert [number for number, _ in drawn] == [n for n in numbers for _ in range(2)]
