@@ -100,15 +100,16 @@ def load(
     channels = input_channels(arguments)  # checked before building
     network = _network(entry, weights, arguments, seed, offline=offline)
     base = _preprocessing(entry, network, header, arguments)
+    planned = None if weights is None else weights.planned
+    if planned is not None and isinstance(base, MaskPreprocessing):
+        base = planned.preprocessing(base)
     preprocessing, notes = base.changed(request.preprocessing, channels)
     notes = (GREY_NOTE.format(entry.name), *notes) if channels == 1 else notes
     facts = _facts(entry, request, weights, network, arguments, seed)
     if isinstance(preprocessing, MaskPreprocessing):
         assert header is None or isinstance(header, WeightsHeader), "checked by its model's name"
         if header is None and request.weights is not None and weights is not None:
-            preprocessing, note = _of_foreign_file(entry, weights, preprocessing)
-            notes = (*notes, note)
-        planned = None if weights is None else weights.planned
+            notes = (*notes, _note_on_foreign_file(entry, weights, preprocessing))
         return Segmenter(
             network, preprocessing, facts, header, notes,
             trained_classes=() if planned is None else planned.classes,
@@ -398,26 +399,24 @@ _OF_TABLE_I = "The paper's code passes blue, green, red{}. "
 _LOGITS = ", and counts a pixel as foreground from logit 0.5 (probability 0.622)"
 
 
-def _of_foreign_file(
-    entry: ModelEntry, weights: _Weights, base: MaskPreprocessing
-) -> tuple[MaskPreprocessing, str]:
-    """The preprocessing of a segmenter with weights of another program, and an announcement.
-
-    It is that of nnU-Net for a checkpoint with its plan, else `base`.
-    """
+def _note_on_foreign_file(
+    entry: ModelEntry, weights: _Weights, preprocessing: MaskPreprocessing
+) -> str:
+    """An announcement of the `preprocessing` of a segmenter with weights of another program."""
     if weights.planned is not None:
-        return weights.planned.preprocessing(base), (
+        return (
             f"`{entry.name}`: `{weights.origin}` is a checkpoint of nnU-Net. As in nnU-Net, images "
             "are normalised as its plan says, and windows are flipped, weighted and averaged."
         )
     published = _OF_VMUNET if entry.network == "vmunet" else ""
     if entry.published is not None:
         published = _OF_TABLE_I.format("" if entry.family in ("ulvm", "segformer") else _LOGITS)
-    return base, (
+    return (
         f"`{entry.name}`: `{weights.origin}` does not define its preprocessing; the network gets "
-        f"{'grey' if base.channels == 'grey' else 'red, green, blue'} in [0, 1], and a pixel is "
-        f"foreground from probability {base.threshold:g}. {published}If the weights need something "
-        "else, wrap the network in a function of your own (`--model FILE.py:FUNCTION`)."
+        f"{'grey' if preprocessing.channels == 'grey' else 'red, green, blue'} in [0, 1], and a "
+        f"pixel is foreground from probability {preprocessing.threshold:g}. {published}If the "
+        "weights need something else, wrap the network in a function of your own "
+        "(`--model FILE.py:FUNCTION`)."
     )
 
 

@@ -140,7 +140,9 @@ def _open_closed_streams() -> None:
 
 
 def _say_interrupted() -> int:
-    click.echo("Interrupted. Finished results are kept: repeat the command to continue.", err=True)
+    click.echo(
+        "Interrupted. Written files are kept: repeat the command to continue from them.", err=True
+    )
     return INTERRUPTED
 
 

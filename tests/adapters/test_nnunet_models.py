@@ -172,6 +172,15 @@ def test_the_plan_defines_the_network_without_options(tmp_path: Path, model: str
         assert_holds(recorded.network, source.state_dict())
 
 
+def test_a_window_that_is_set_replaces_that_of_the_plan(tmp_path: Path) -> None:
+    top = results(tmp_path, checkpoint(network("umamba", ORGANS), ORGANS), plan=ORGANS)
+    request = ModelRequest("umamba", top, preprocessing={"window": 64})
+    loaded = load(request, "seg")
+    assert loaded.preprocessing.window == 64
+    assert loaded.preprocessing.nnunet is not None
+    loaded.try_out()
+
+
 def test_the_folder_is_not_the_name_of_a_network(tmp_path: Path) -> None:
     top = results(tmp_path, checkpoint(network()))
     with pytest.raises(UsageError, match=r"(?s)results folder of nnU-Net.*--model umamba --weigh"):

@@ -208,7 +208,7 @@ def test_sigterm_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     code, output = outcome(KeyboardInterrupt(), capsys, ended)
     assert code == 130
-    assert "Interrupted. Finished results are kept" in output
+    assert "Interrupted. Written files are kept" in output
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -216,7 +216,9 @@ def test_sigterm_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
 def test_interrupted(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
     code, output = outcome(error, capsys)
     assert code == 130
-    assert "Interrupted. Finished results are kept: repeat the command to continue.\n" in output
+    assert (
+        "Interrupted. Written files are kept: repeat the command to continue from them.\n" in output
+    )
 
 
 def test_errors_of_click_itself(capsys: pytest.CaptureFixture[str]) -> None:
@@ -358,4 +360,4 @@ def test_a_loader_process_that_the_same_signal_ended_is_no_failure(
     monkeypatch.setattr(click.Group, "main", ends)
     outcome = robust("list", "models")
     assert outcome.code == 130
-    assert outcome.err.startswith("Interrupted. Finished results are kept")
+    assert outcome.err.startswith("Interrupted. Written files are kept")

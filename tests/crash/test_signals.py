@@ -180,7 +180,7 @@ def test_a_signal_ends_it_with_130_and_it_goes_on(
         code = process.wait(120)
     message = (tmp_path / "stderr").read_text()
     assert code == 130, message
-    assert message.count("Interrupted. Finished results are kept") == 1, message
+    assert message.count("Interrupted. Written files are kept") == 1, message
     assert "Traceback" not in message, message
     _, survivors = psutil.wait_procs(children, timeout=20)
     assert not survivors, "a process outlives the command"
