@@ -112,7 +112,7 @@ def load(
             notes = (*notes, _note_on_foreign_file(entry, weights, preprocessing))
         return Segmenter(
             network, preprocessing, facts, header, notes,
-            trained_classes=() if planned is None else planned.classes,
+            trained_classes=() if planned is None else planned.classes(network),
         )  # fmt: skip
     facts, classes = _with_classes(facts, entry, request, network)
     if classes is not None and header is None:

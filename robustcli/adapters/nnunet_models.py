@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.checkpoint import Weights, read_torch, read_weights
@@ -49,19 +49,19 @@ class PlannedWeights:
     Args:
         patch: Height and width of the patches of the training.
         inference: Normalisation and flips.
+        labels: The names of the classes, with that of the background.
         model: The network; None for networks that no plan defines.
     """
 
     patch: Pair
     inference: NnUNetInference
+    labels: tuple[str, ...]
     model: NnUNetModel | None
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes 1 to K; empty for foreground and background."""
-        names = () if self.model is None else self.model.plan.labels[1:]
-        fit = self.model is not None and self.model.num_classes == len(names) + 1
-        return names if len(names) > 1 and fit else ()
+    def classes(self, network: nn.Module) -> tuple[str, ...]:
+        """The names of the classes 1 to K of `network`; empty for foreground and background."""
+        fit = getattr(network, "num_classes", None) == len(self.labels)
+        return self.labels[1:] if len(self.labels) > 2 and fit else ()
 
     def preprocessing(self, base: MaskPreprocessing) -> MaskPreprocessing:
         """`base`, the preprocessing without regard to the weights, with that of the plan."""

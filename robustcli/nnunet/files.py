@@ -222,8 +222,12 @@ def trained_model(file: Path, content: object, weights: Mapping[str, Tensor]) ->
     return model
 
 
-def planned_inference(file: Path, content: object) -> tuple[Pair, NnUNetInference] | None:
-    """Patch size and settings of inference by the plan of a checkpoint; None without a plan.
+def planned_inference(
+    file: Path, content: object
+) -> tuple[Pair, NnUNetInference, tuple[str, ...]] | None:
+    """Patch size, settings of inference and names of the classes by the plan of a checkpoint.
+
+    None without a plan. The names include that of the background.
 
     Unlike `trained_model`, it does not depend on the network.
 
@@ -240,7 +244,7 @@ def planned_inference(file: Path, content: object) -> tuple[Pair, NnUNetInferenc
     if "plans" not in started and not (file.parent.parent / PLANS).is_file():
         return None
     plan = _plan_of(file, started)
-    return plan.patch, NnUNetInference(plan.channels, _mirror_axes(content))
+    return plan.patch, NnUNetInference(plan.channels, _mirror_axes(content)), plan.labels
 
 
 def _started(content: Mapping[str, Any]) -> Mapping[str, Any]:

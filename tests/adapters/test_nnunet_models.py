@@ -172,6 +172,15 @@ def test_the_plan_defines_the_network_without_options(tmp_path: Path, model: str
         assert_holds(recorded.network, source.state_dict())
 
 
+def test_the_plan_names_the_classes_of_networks_that_no_plan_defines(tmp_path: Path) -> None:
+    content = checkpoint(network("umamba", ORGANS), ORGANS)
+    for num_classes, names in ((3, ("liver", "kidney")), (5, ())):
+        state = networks.create("swin-umamba-pico", {"num_classes": num_classes}).state_dict()
+        top = results(tmp_path, {**content, "network_weights": state}, plan=ORGANS)
+        loaded = load(ModelRequest("swin-umamba-pico", top / "fold_3/checkpoint_final.pth"), "seg")
+        assert loaded.classes == names
+
+
 def test_a_window_that_is_set_replaces_that_of_the_plan(tmp_path: Path) -> None:
     top = results(tmp_path, checkpoint(network("umamba", ORGANS), ORGANS), plan=ORGANS)
     request = ModelRequest("umamba", top, preprocessing={"window": 64})
