@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from scipy.stats import norm, t
 from tabulate import tabulate
 
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
@@ -54,6 +55,11 @@ def covers(draw: Draw, mean: float, groups: int, trials: int, kind: type[Bootstr
     return float(np.mean([end is not None and end.low <= mean <= end.high for end in ends]))
 
 
+def wider(groups: int) -> float:
+    """By what factor the interval is wider than plain percentiles, if means are normal."""
+    return math.sqrt(groups / (groups - 1)) * float(t.ppf(0.975, groups - 1) / norm.ppf(0.975))
+
+
 def false_positives(draw: Draw, groups: int, trials: int) -> float:
     """The share of sign-flip tests of differences with mean 0 that give p <= 0.05."""
     values = draw(np.random.default_rng(groups), (trials, groups))
@@ -69,6 +75,8 @@ def main() -> None:
         table = [[n, *(covers(*s, n, trials, kind) for s in SCORES.values())] for n in GROUPS]
         print(f"{title} of the mean over groups:\n")
         print(tabulate(table, ["groups", *SCORES], "github", floatfmt=".2f"), end="\n\n")
+    widths = ", ".join(f"{wider(n):.2f} for {n}" for n in sorted((*GROUPS, 7, 9, 11, 18, 37, 180)))
+    print(f"Width relative to plain percentiles, by groups: {widths}.\n")
     table = [[n, *(false_positives(d, n, trials) for d in DIFFERENCES.values())] for n in GROUPS]
     print("False positives of the sign-flip test at p <= 0.05:\n")
     print(tabulate(table, ["groups", *DIFFERENCES], "github", floatfmt=".3f"))
