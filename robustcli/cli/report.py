@@ -59,6 +59,7 @@ def command(
     from robustcli.reports.render import report_page
     from robustcli.reports.zoo_page import zoo_report
 
+    runs = tuple({run.resolve(): run for run in runs}.values())  # each once
     gated = bool(fail_under or fail_drop)
     failures = _failed_gates(runs, out, fail_under, fail_drop)
     # The report of several seeds links to those in their folders: `--out` is for one over them.

@@ -32,6 +32,7 @@ def test_the_table_and_the_path(robust: Robust, run: Path) -> None:
     assert outcome.out.splitlines()[-1] == f"Report: {run / 'report.md'}"
     assert (run / "report.md").is_file()
     assert "Report:" not in robust("report", "run", "--quiet").out
+    assert robust("report", str(run.resolve()), "run").out == outcome.out
 
 
 def test_several_runs_as_one_json_document(robust: Robust, run: Path, tmp_path: Path) -> None:
