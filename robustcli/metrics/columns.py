@@ -77,10 +77,11 @@ MASK_TABLE_COLUMNS = (
     *("relaxed_precision", "relaxed_precision_low", "relaxed_precision_high"),
     *("relaxed_recall", "relaxed_recall_low", "relaxed_recall_high"),
     *("clean_dice", "drop", "drop_low", "drop_high", "retention"),
-    *("unchanged_share", "psnr_db", "paired_groups"),
+    *("unchanged_share", "psnr_db", "paired_groups", "hd95_n"),
 )
 _NAMES_AND_COUNTS = (
-    *("model", "transform", "severity", "n", "correct", "groups", "paired_n", "paired_groups"),
+    *("model", "transform", "severity", "n", "correct", "groups"),
+    *("paired_n", "paired_groups", "hd95_n"),
 )
 TABLE_COLUMNS: Mapping[TaskName, tuple[str, ...]] = {
     "cls": CLASS_TABLE_COLUMNS,

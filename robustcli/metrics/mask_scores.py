@@ -168,8 +168,8 @@ class MaskScores:
     over images, `dice_foreground` the mean over images with true foreground. `precision` and
     `recall` pool all pixels. `hd95` is the median over images of the 95 % Hausdorff distance in
     pixels, `boundary_dice` the mean over images of the surface dice at 2 pixels, both over images
-    with two non-empty masks. See `RelaxedScores` for `relaxed_...`. All intervals are 95 %
-    bootstrap intervals over groups; None for fewer than `FEWEST_UNITS`.
+    with two non-empty masks, whose number is `hd95_n`. See `RelaxedScores` for `relaxed_...`. All
+    intervals are 95 % bootstrap intervals over groups; None for fewer than `FEWEST_UNITS`.
     """
 
     n: int
@@ -194,6 +194,7 @@ class MaskScores:
     relaxed_recall: float | None = None
     relaxed_recall_low: float | None = None
     relaxed_recall_high: float | None = None
+    hd95_n: int = 0
 
 
 @dataclass(frozen=True)
@@ -299,6 +300,7 @@ def _scores(
             float(values.to_numpy(dtype=float).mean()) for values in boundary_dice if len(values)
         ),
         *relaxed_scores(rows, bootstrap),
+        int(rows["hd95"].notna().sum()),
     )
 
 

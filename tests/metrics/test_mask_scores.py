@@ -136,12 +136,13 @@ def test_distances_are_taken_where_they_exist():
     scores = mask_scores(table, BOOTSTRAP)
     assert scores.hd95 == 1.0, "the median of 0, 1 and 3"
     assert scores.boundary_dice == pytest.approx((0.5 + 0.5 + 0.8) / 3)
+    assert scores.hd95_n == len(table) - 1
 
 
 def test_what_cannot_be_given_is_none():
     scores = mask_scores(rows(("a", 0, 0, 0)).assign(hd95=np.nan, boundary_dice=np.nan), BOOTSTRAP)
     assert (scores.precision, scores.recall, scores.dice_foreground) == (None, None, None)
-    assert (scores.hd95, scores.boundary_dice) == (None, None)
+    assert (scores.hd95, scores.boundary_dice, scores.hd95_n) == (None, None, 0)
     assert (scores.relaxed_precision, scores.relaxed_recall_high) == (None, None)
     assert (scores.dice, scores.dice_low, scores.dice_high) == (1.0, None, None), "one group"
     assert mask_scores(rows(), BOOTSTRAP).dice is None
