@@ -175,9 +175,10 @@ def _check_readable(result: PredictedLabels) -> None:
     hint = "`--json` shows all"
     if result.csv is not None:
         hint = f"all are in `{result.csv.with_name(SETTINGS_FILE)}`"
-    total = len(unreadable) + len(result.labelling.photos)
+    labelled = len(result.labelling.photos)
+    total, others = len(unreadable) + labelled, "; all others are labelled" if labelled else ""
     raise RunError(
-        f"{len(unreadable)} of {total} photos cannot be read; all others are labelled.",
+        f"{len(unreadable)} of {total} photos cannot be read{others}.",
         reasons_in_lines(unreadable, f"; {hint}"),
         "Repair or remove them, and repeat the command.",
     )

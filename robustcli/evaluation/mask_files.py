@@ -307,9 +307,9 @@ def predict_masks(
             "The same command computes only the missing masks.",
         )  # fmt: skip
     if unreadable:
+        others = "; the masks of all others were written" if expected else ""
         raise RunError(
-            f"{len(unreadable)} of {len(jobs)} images cannot be read; the masks of all others "
-            "were written.",
+            f"{len(unreadable)} of {len(jobs)} images cannot be read{others}.",
             reasons_in_lines(unreadable, f"; all are in `{out / UNREADABLE_FILE}`"),
             "Repair or remove them; the same command then computes only the missing masks.",
         )

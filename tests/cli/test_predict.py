@@ -158,6 +158,9 @@ def test_photos_that_cannot_be_read(robust: Robust, photos: Path):
     assert [entry["image"] for entry in document["unreadable"]] == ["broken.jpg"]
     assert len(document["predictions"]) == 3
     assert len(Path("out", "labels.csv").read_text().splitlines()) == 4
+    alone = robust(*PICO, "photos/broken.jpg")
+    assert alone.code == 1
+    assert "1 of 1 photos cannot be read.\n" in alone.err
     outcome = robust(*PICO, "photos/broken.jpg", "--out", "none")
     assert outcome.code == 1
     assert Path("none", "labels.csv").read_text() == "image,class,name,probability\n"
