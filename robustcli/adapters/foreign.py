@@ -51,6 +51,7 @@ _WINDOW = 256
 _SHARE = 224 / 256
 _EXACT = 1e-3  # tolerance of sums of float32 or float16 probabilities
 _SMALLEST = 1e-12  # smallest probability whose logarithm is computed
+_LARGEST = 1 - 2**-24  # largest float32 below 1: the logit of 1 is infinite, and its resizing NaN
 _SHOWN = 5
 
 
@@ -195,7 +196,8 @@ class LogitNetwork(nn.Module):
         """The logits; probabilities are converted to logarithms, or to logits for one class.
 
         Raises:
-            RunError: The network fails, or its output does not have one item per image.
+            RunError: The network fails, its output does not have one item per image, or the values
+                are not probabilities although those for the generated image were.
         """
         if self.batch is None:
             answers = self.raw(images)
@@ -216,8 +218,16 @@ class LogitNetwork(nn.Module):
         if not self.probabilities:
             return answers
         answers = answers.float()
+        if bool(((answers < -_EXACT) | (answers > 1 + _EXACT)).any()):
+            raise RunError(
+                f"`{self.model_name}` does not return probabilities for all images.",
+                "Its output for a synthetic image was in [0, 1]; now it contains "
+                f"{answers.min():.4g} to {answers.max():.4g}.",
+                "Wrap it in a module that returns probabilities (sigmoid of one class, softmax of "
+                "several).",
+            )
         if answers.shape[1] == 1:
-            return torch.logit(answers, _SMALLEST)
+            return torch.logit(answers.clamp(max=_LARGEST), _SMALLEST)
         return answers.clamp(min=_SMALLEST).log()
 
     def _padded(self, images: Tensor) -> Tensor:
@@ -281,6 +291,15 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
         notes.append(f"`{name}` only accepts batches of one image.")
     task: TaskName = "cls" if scores.ndim == 2 else "seg"
     answers.num_classes = scores.shape[1]
+    if task == "cls" and scores.shape[1] == 1:
+        raise UsageError(
+            f"`{name}` returns one number per image.",
+            "A classifier needs one score per class, as the class with the highest score is its "
+            "prediction; with one score, this is the same class for every image.",
+            "For two classes, wrap it in a module that returns two scores: of a logit z of the "
+            "second class, `torch.cat([torch.zeros_like(z), z], 1)`; of its probability p, "
+            "`torch.cat([1 - p, p], 1)`.",
+        )
     if sidecar is None:
         answers.probabilities = _are_probabilities(answers, scores, notes)
     else:

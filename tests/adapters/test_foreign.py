@@ -401,6 +401,7 @@ def test_scores_are_found_in_what_is_returned(form: object) -> None:
         (lambda maps: maps.mean(), "neither a classifier nor a segmenter"),
         (lambda maps: "cat", "does not return a tensor of scores"),
         (lambda maps: maps.mean((2, 3)).argmax(1), "does not return a tensor of scores"),
+        (lambda maps: maps.mean((1, 2, 3))[:, None], r"(?s)one number per image.*torch\.cat"),
         (lambda maps: maps.no_attribute, r"AttributeError(.|\n)*test_foreign\.py:\d+"),
     ],
 )
@@ -659,6 +660,19 @@ def test_segmenters_are_told_by_their_answer_in_every_form(tmp_path: Path) -> No
     assert 0 < run.table()["dice"].iloc[0] < 1
     counts = [Store(run.path).rows(name, CLEAN, "seg")["tp"].sum() for name in forms]
     assert len(set(counts)) == 1
+
+
+def test_masks_of_probability_1_at_half_the_size_are_resized() -> None:
+    certain = Masks(lambda s: nn.functional.avg_pool2d((100 * s).sigmoid(), 2))
+    model = load(ModelRequest("x", module=certain), "seg")
+    assert model.probabilities([np.full((40, 50, 3), 255, np.uint8)])[0].min() > 0.999
+
+
+def test_logits_in_the_place_of_probabilities_are_refused() -> None:
+    changing = Masks(lambda s: s.sigmoid() if float(s.std()) > 1 else s)
+    model = load(ModelRequest("x", module=changing), "seg")
+    with pytest.raises(RunError, match=r"(?s)not return probabilities for all images.* -3 to -3"):
+        model.probabilities([np.zeros((40, 50, 3), np.uint8)])
 
 
 def test_a_segmenters_mean_and_std_are_those_that_are_typed(tmp_path: Path) -> None:
