@@ -60,6 +60,12 @@ def has_architecture(name: str) -> bool:
     return bool(is_model(plain_name(name)))
 
 
+def all_names() -> list[str]:
+    """Timm's names, each followed by those with its tags."""
+    names: list[str] = timm.list_models(include_tags=True)
+    return sorted({*timm.list_models(), *names})
+
+
 def suggestions(name: str) -> list[str]:
     """Timm's names similar to `name`."""
     return nearest(name.split(".")[0], timm.list_models())

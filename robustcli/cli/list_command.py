@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from robustcli.cli.shared_options import FILE, as_json
-from robustcli.core.names import matching
+from robustcli.core.names import fits, matching
 
 if TYPE_CHECKING:
     from robustcli.adapters.catalogue import ModelEntry
@@ -33,8 +33,13 @@ ListedRow = dict[str, object]
 def command(
     kind: str, pattern: str, wide: bool, published: tuple[Path, ...], as_json: bool
 ) -> None:
-    """List models, transforms, data sets or recipes whose names match PATTERN (default: all)."""
+    """List models, transforms, data sets or recipes whose names match PATTERN (default: all).
+
+    If no model of the catalogue matches, timm's names that match are listed.
+    """
     rows = _ROWS[kind]()
+    if kind == "models" and not any(fits(pattern, str(row["name"])) for row in rows):
+        rows += _of_timm(pattern)
     if published:
         rows += _published(kind, published)
     names = matching(pattern, [str(row["name"]) for row in rows], kind=kind.rstrip("s"),
@@ -77,6 +82,15 @@ def _models() -> list[ListedRow]:
         }
         for entry in CATALOGUE.values()
     ]
+
+
+def _of_timm(pattern: str) -> list[ListedRow]:
+    """Rows of timm's names that match, with and without tags; what timm does not state is None."""
+    from robustcli.adapters.timm_library import all_names
+
+    unknown: ListedRow = dict.fromkeys(_models()[0])
+    known = {"task": "cls", "family": "timm"}
+    return [{**unknown, "name": name, **known} for name in all_names() if fits(pattern, name)]
 
 
 def _weights_here(entry: ModelEntry) -> str:

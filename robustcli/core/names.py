@@ -104,6 +104,11 @@ def check_options(given: Iterable[str], known: Sequence[str], *, owner: str) -> 
             )
 
 
+def fits(pattern: str, name: str) -> bool:
+    """Whether `name` matches `pattern` (a name or a glob) in any spelling of look-ups."""
+    return fnmatch.fnmatchcase(canonical(name), canonical(pattern))
+
+
 def matching(pattern: str, candidates: Iterable[str], *, kind: str, listing: str) -> list[str]:
     """The registered names that match `pattern` (a name or a glob), in the order of `candidates`.
 
@@ -113,7 +118,7 @@ def matching(pattern: str, candidates: Iterable[str], *, kind: str, listing: str
     candidates = list(candidates)
     if not is_glob(pattern):
         return [find(pattern, candidates, kind=kind, listing=listing)]
-    hits = [c for c in candidates if fnmatch.fnmatchcase(canonical(c), canonical(pattern))]
+    hits = [candidate for candidate in candidates if fits(pattern, candidate)]
     if not hits:
         raise UsageError(
             f"No {kind} matches `{pattern}`.", "", f"`{listing}` lists the valid names."

@@ -52,6 +52,13 @@ def test_a_pattern_chooses(robust: Robust, arguments: list[str], names: list[str
     assert [row["name"] for row in listed(robust, *arguments)] == names
 
 
+def test_names_of_timm_are_listed_if_no_other_matches(robust: Robust) -> None:
+    rows = listed(robust, "models", "ResNet10T*")
+    assert [row["name"] for row in rows] == ["resnet10t", "resnet10t.c3_in1k"]
+    assert rows[0].keys() == listed(robust, "models", "vmamba-b")[0].keys()
+    assert "resnet10t.c3_in1k  timm" in robust("list", "models", "resnet10t.*").out
+
+
 def test_a_model_has_the_columns_of_the_interface(robust: Robust) -> None:
     (row,) = listed(robust, "models", "vmamba-b")
     assert row == {
