@@ -218,6 +218,13 @@ class LogitNetwork(nn.Module):
         if not self.probabilities:
             return answers
         answers = answers.float()
+        if not torch.compiler.is_compiling():  # an exported graph cannot depend on values
+            self._check_probabilities(answers)
+        if answers.shape[1] == 1:
+            return torch.logit(answers.clamp(max=_LARGEST), _SMALLEST)
+        return answers.clamp(min=_SMALLEST).log()
+
+    def _check_probabilities(self, answers: Tensor) -> None:
         if bool(((answers < -_EXACT) | (answers > 1 + _EXACT)).any()):
             raise RunError(
                 f"`{self.model_name}` does not return probabilities for all images.",
@@ -226,9 +233,6 @@ class LogitNetwork(nn.Module):
                 "Wrap it in a module that returns probabilities (sigmoid of one class, softmax of "
                 "several).",
             )
-        if answers.shape[1] == 1:
-            return torch.logit(answers.clamp(max=_LARGEST), _SMALLEST)
-        return answers.clamp(min=_SMALLEST).log()
 
     def _padded(self, images: Tensor) -> Tensor:
         """The outputs of at most one batch, padded by its last image to a fixed size."""

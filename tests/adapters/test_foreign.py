@@ -675,6 +675,13 @@ def test_logits_in_the_place_of_probabilities_are_refused() -> None:
         model.probabilities([np.zeros((40, 50, 3), np.uint8)])
 
 
+def test_a_network_with_probabilities_can_be_exported() -> None:
+    network = load(ModelRequest("x", module=Masks(torch.sigmoid)), "seg").network
+    images = torch.rand(2, 3, 40, 48)
+    exported = torch.export.export(network, (images,), strict=False).module()
+    torch.testing.assert_close(exported(images), network(images))
+
+
 def test_a_segmenters_mean_and_std_are_those_that_are_typed(tmp_path: Path) -> None:
     image = np.full((40, 50, 3), 128, np.uint8)
     settings = {"crop": 32, "mean": (0.25,) * 3, "std": (0.5,) * 3}
