@@ -203,7 +203,8 @@ class LogitNetwork(nn.Module):
             answers = self.raw(images)
         else:
             answers = torch.cat([self._padded(part) for part in images.split(self.batch)])
-        if answers.ndim not in (2, 4) or len(answers) != len(images):
+        # Not `len`, which makes the number of images a constant of an exported graph.
+        if answers.ndim not in (2, 4) or answers.shape[0] != images.shape[0]:
             raise RunError(
                 f"`{self.model_name}` does not return one output per image.",
                 f"For {len(images)} images, its output has the shape {tuple(answers.shape)}.",
