@@ -230,17 +230,40 @@ class SeedsFindings:
         """The scores of the task."""
         return SCORINGS[self.task]
 
+    @cached_property
+    def missing(self) -> dict[int, tuple[Mode, ...]]:
+        """The seeds that are not complete and evaluated, with their missing modes.
+
+        Seeds of a training have no modes.
+        """
+        if self.record.of == "train" or not self.series:
+            scored = self.series[0].by_seed if self.series else {}
+            return {seed: () for seed in self.record.seeds if seed not in scored}
+        scores = {series.mode: series.by_seed for series in self.series}
+        begun = {mode for run in self.finetunings.values() for mode in run.record.modes}
+        modes = [mode for mode in MODES if mode in begun or mode in scores]
+        lacking = {
+            seed: tuple(mode for mode in modes if seed not in scores.get(mode, {}))
+            for seed in self.record.seeds
+        }
+        return {seed: lacked for seed, lacked in lacking.items() if lacked}
+
+    @property
+    def missing_in_words(self) -> str:
+        """The seeds of `missing`, such as `3, 4 (modes freeze, full)`."""
+        seeds_of: dict[tuple[Mode, ...], list[int]] = {}
+        for seed, modes in self.missing.items():
+            seeds_of.setdefault(modes, []).append(seed)
+        return "; ".join(
+            ", ".join(map(str, seeds))
+            + (f" (mode{'s' * (len(modes) > 1)} {', '.join(modes)})" if modes else "")
+            for modes, seeds in seeds_of.items()
+        )
+
     @property
     def finished(self) -> list[int]:
         """The seeds for which every mode is complete and evaluated."""
-        if not self.series:
-            return []
-        return [seed for seed in self.record.seeds if all(seed in s.by_seed for s in self.series)]
-
-    @property
-    def missing(self) -> list[int]:
-        """The seeds that are not in `finished`."""
-        return [seed for seed in self.record.seeds if seed not in self.finished]
+        return [seed for seed in self.record.seeds if seed not in self.missing]
 
     @property
     def is_partial(self) -> bool:

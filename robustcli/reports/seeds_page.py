@@ -10,6 +10,7 @@ import pandas as pd
 
 from robustcli.core.names import counted
 from robustcli.core.rundir import RECORD_FILE
+from robustcli.finetuning.record import MODES
 from robustcli.metrics.intervals import Interval
 from robustcli.metrics.seed_scores import WIDEST
 from robustcli.reports.figures.seed_figures import (
@@ -317,9 +318,19 @@ def seeds_table(findings: SeedsFindings) -> str:
         sentence = show.verdict(findings.published) + (f" ({reasons})" if reasons else "")
         parts.append(f"{measure.title}: {sentence}.")
     if findings.missing:
-        listed = ", ".join(map(str, findings.missing))
-        parts.append(f"Not finished: seed{'s' * (len(findings.missing) > 1)} {listed}.")
+        parts.append(_missing(findings))
     return in_ascii("\n\n".join(parts))
+
+
+def _missing(findings: SeedsFindings) -> str:
+    """The unfinished seeds and modes; if no command failed, the options that train them."""
+    plural = "s" * (len(findings.missing) > 1)
+    sentence = f"Not finished: seed{plural} {findings.missing_in_words}."
+    lacked = [mode for mode in MODES if any(mode in modes for modes in findings.missing.values())]
+    if findings.record.status != "complete" or not lacked:
+        return sentence
+    options = ", then with ".join(f"`--mode {mode}`" for mode in lacked)
+    return f"{sentence} To finish, repeat the command with {options}."
 
 
 def _each_seed(findings: SeedsFindings, show: SeedsShown) -> str:

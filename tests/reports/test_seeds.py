@@ -211,12 +211,25 @@ def test_costs_are_missing_until_both_modes_are_measured(tmp_path: Path) -> None
 
 def test_failed_and_unfinished_seeds_are_reported(tmp_path: Path) -> None:
     findings = read_seeds(build_seeds(tmp_path / "run", missing=1))
-    assert (findings.finished, findings.missing) == ([0, 1], [2])
+    assert (findings.finished, findings.missing) == ([0, 1], {2: ()})
     page = introduction(seeds_text(findings))
     assert "**Partial run.** 2 of 3 seeds are finished; not finished: 2" in page
     assert "**Seed 2 failed.** The loss is not finite." in page
     assert "Not finished: seed 2." in seeds_table(findings)
     assert line_of(seeds_text(findings), "[2]")[1] == "\N{EN DASH}"
+
+
+def test_modes_that_lack_a_seed_are_named_with_the_options_that_train_them(tmp_path: Path) -> None:
+    run = build_tuned_seeds(tmp_path / "run", count=3)
+    for mode in ("freeze", "full"):
+        shutil.rmtree(run / "seed-2" / mode)
+    SEEDS.update(run, status="complete")
+    findings = read_seeds(run)
+    assert (findings.finished, findings.missing) == ([0, 1], {2: ("full", "freeze")})
+    assert "not finished: 2 (modes full, freeze)" in introduction(seeds_text(findings))
+    table = seeds_table(findings)
+    assert "Not finished: seed 2 (modes full, freeze)." in table
+    assert "repeat the command with `--mode full`, then with `--mode freeze`." in table
 
 
 def test_a_folder_in_which_nothing_has_begun_has_a_page(tmp_path: Path, masks: Path) -> None:
