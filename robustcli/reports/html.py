@@ -38,7 +38,9 @@ _PANEL_QUALITY = 85  # WebP quality of 100, at which thin lines and small letter
 _LONGEST_PHOTO = 256  # pixels of the longer side
 
 
-def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> str:
+def to_html(
+    markdown: str, folder: Path, photos: PhotoSheet | None = None, files: Sequence[str] = ()
+) -> str:
     """The complete page as HTML; its title is the text of the first heading.
 
     Args:
@@ -46,6 +48,7 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
             is escaped.
         folder: Folder to which image paths are relative.
         photos: Photos that are linked from the cells of the tables.
+        files: Quoted names of the report's files, which the head of the page lists.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
@@ -56,7 +59,9 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
     body = parser.renderer.render(list(dressing.dressed(tokens)), parser.options, {})
     cells = [] if photos is None else _photo_cells(photos, room)
     if photos is not None and not cells:
-        return to_html(markdown, folder)  # tables must not link to photos that are missing
+        return to_html(
+            markdown, folder, files=files
+        )  # tables must not link to photos that are missing
     chapters = [
         *dressing.chapters,
         *([_Heading("photos", "Photos behind the cells")] * bool(cells)),
@@ -67,6 +72,7 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
         .render(
             title=_text(heading),
             policy=_policy(),
+            files=files,
             style=Markup(_style()),
             script=Markup(_script()),
             chapters=chapters,

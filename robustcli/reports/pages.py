@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pandas as pd
+from markupsafe import escape
 from tabulate import tabulate
 
 from robustcli.core.errors import UsageError
@@ -87,14 +91,64 @@ def write_page(page: Page, folder: Path, photos: int | None = None) -> Path:
     sheet = page.photos
     if sheet is not None and photos is not None:
         sheet = replace(sheet, most=photos)
+    earlier, files = _files_of_report(folder), _files_of_page(page, folder)
     write_result_files(folder, page.results)
     for name, content in page.files.items():
         write_text(folder / name, content)
-    write_text(folder / "report.html", printable(to_html(page.markdown, folder, sheet)))
+    write_text(folder / "report.html", printable(to_html(page.markdown, folder, sheet, files)))
     write_text(folder / "report.md", page.markdown)
+    for name in set(earlier).difference(files):
+        (folder / unquote(name)).unlink(missing_ok=True)
     for place in (folder, folder / "figures"):
         remove_leftovers(place.glob(TEMPORARY_FILES))
     return folder / "report.md"
+
+
+# Files of an earlier report that the new one does not have, such as a figure of a transform that is
+# not there any more, must not remain beside it; files of the user must. `report.html` lists the
+# files of its report, quoted as in links.
+
+_PICTURE = re.compile(r"!\[(.*)\]\(((?:figures|panels)/[^/)\s]+)\)")
+_MARKS = re.compile(r"\\(?=\W)|`")
+_LISTED = re.compile(r'<meta name="files" content="([^"]*)">')
+_REMOVABLE = re.compile(
+    r"(?:figures|panels)/[^/\\]+\.(?:png|pdf)|classes\.csv|verdicts\.csv|statistics\.json"
+)
+"""Files of reports; nothing else is removed, whatever a damaged page lists."""
+
+
+def _files_of_page(page: Page, folder: Path) -> list[str]:
+    """The files of `page` in `folder` besides those that every report has, sorted."""
+    pictures = [link for _, link in _PICTURE.findall(page.markdown)]
+    pairs = [(folder / unquote(link), f"{link.removesuffix('.png')}.pdf") for link in pictures]
+    # A PDF of a figure is written after it; an older one is not of this report.
+    documents = [
+        name
+        for picture, name in pairs
+        if (document := picture.with_suffix(".pdf")).is_file()
+        and document.stat().st_mtime_ns >= picture.stat().st_mtime_ns
+    ]
+    return sorted({*map(quote, page.files), *pictures, *documents})
+
+
+def _files_of_report(folder: Path) -> list[str]:
+    """The files of the report that exists in `folder`; empty without one.
+
+    Reports of earlier versions list nothing: theirs are the pictures that both of its files show.
+    """
+    texts = []
+    for name in ("report.html", "report.md"):
+        try:
+            texts.append((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+    page, markdown = texts
+    if (listed := _LISTED.search(page)) is not None:
+        names = unescape(listed[1]).split()
+    else:
+        shown = [(_MARKS.sub("", caption), link) for caption, link in _PICTURE.findall(markdown)]
+        names = [link for caption, link in shown if f'alt="{escape(caption)}"' in page]
+    return [name for name in names if _REMOVABLE.fullmatch(unquote(name))]
 
 
 def write_result_files(run: Path, table: pd.DataFrame) -> None:

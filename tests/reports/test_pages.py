@@ -104,6 +104,53 @@ def test_temporary_files_of_killed_reports_are_removed(tmp_path: Path) -> None:
 NAMES = ("<img src=x onerror=alert(1)>", "a|b `c`", "=1+1", "@sum(1)")
 
 
+def _page(*pictures: str, **files: str) -> Page:
+    shown = "\n\n".join(f"![`{name}` \\[1\\].](figures/{name})\n\n*C*" for name in pictures)
+    tables = {f"{name}.csv": text for name, text in files.items()}
+    return Page(pd.DataFrame(), f"# Report\n\n{shown}\n", tables)
+
+
+def _draw(folder: Path, *names: str) -> None:
+    (folder / "figures").mkdir(exist_ok=True)
+    for name in names:
+        Image.new("L", (4, 4)).save(folder / "figures" / name)
+
+
+def test_files_of_an_earlier_report_are_removed_and_those_of_the_user_kept(tmp_path: Path) -> None:
+    _draw(tmp_path, "old.png", "old.pdf", "both.png", "mine.png")
+    (tmp_path / "figures" / "both.pdf").write_text("older than both.png: of the user")
+    os.utime(tmp_path / "figures" / "both.pdf", (1, 1))
+    (tmp_path / "classes.csv").write_text("of the user")
+    write_page(_page("old.png", "both.png", verdicts="a\n"), tmp_path)
+    _draw(tmp_path, "new.png", "both.png")
+    write_page(_page("new.png", "both.png"), tmp_path)
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert figures == {"new.png", "both.png", "both.pdf", "mine.png"}
+    assert not (tmp_path / "verdicts.csv").exists()
+    assert (tmp_path / "classes.csv").read_text() == "of the user"
+
+
+def test_pictures_of_a_report_of_an_earlier_version_are_removed(tmp_path: Path) -> None:
+    _draw(tmp_path, "old.png", "mine.png")
+    write_page(_page("old.png"), tmp_path)
+    report, page = tmp_path / "report.html", tmp_path / "report.md"
+    text = re.sub('<meta name="files".*\n', "", report.read_text("utf-8"))
+    report.write_text(text, "utf-8")  # earlier versions listed no files
+    page.write_text(page.read_text("utf-8") + "\n![Mine](figures/mine.png)\n", "utf-8")
+    write_page(_page(), tmp_path)
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["mine.png"]
+
+
+def test_a_damaged_page_removes_no_other_files(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    write_page(_page(), tmp_path)
+    listed = '<meta name="files" content="run.json figures/..%2f..%2fx.png %2e%2e/verdicts.csv">'
+    report = tmp_path / "report.html"
+    report.write_text(report.read_text("utf-8").replace("<title>", f"{listed}<title>"), "utf-8")
+    write_page(_page(), tmp_path)
+    assert (tmp_path / "run.json").exists()
+
+
 def test_names_of_classes_are_shown_and_never_obeyed(tmp_path: Path) -> None:
     for number, name in enumerate(NAMES):
         (tmp_path / "data" / name).mkdir(parents=True)
