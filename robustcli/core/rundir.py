@@ -230,6 +230,19 @@ class RunKind(Generic[RecordT]):
         if differences and self.results and not any(any(run.glob(g)) for g in self.results):
             self.discard(run)
             return new
+        self._refuse(run, differences)
+        commands = "\n".join(dict.fromkeys([*old.command.splitlines(), new.command]))
+        kept_fields = {"command": commands, "created": old.created, **self.kept_fields(old, new)}
+        return new.model_copy(update=kept_fields)
+
+    def check_continues(self, run: Path, new: RecordT) -> None:
+        """Raises UsageError if `open` would refuse the run in `run` for its settings.
+
+        Nothing is written; `new` can lack parts that are not known yet, such as loaded models.
+        """
+        self._refuse(run, self.differences(self.read(run), new))
+
+    def _refuse(self, run: Path, differences: Iterable[str]) -> None:
         for difference in differences:
             raise UsageError(
                 f"`{run}` contains {self.name} with other settings.",
@@ -237,9 +250,6 @@ class RunKind(Generic[RecordT]):
                 "Use another `--out` (or omit it to get a separate folder), or discard the run "
                 "with `--fresh`.",
             )
-        commands = "\n".join(dict.fromkeys([*old.command.splitlines(), new.command]))
-        kept_fields = {"command": commands, "created": old.created, **self.kept_fields(old, new)}
-        return new.model_copy(update=kept_fields)
 
     def discard(self, run: Path) -> None:
         """Removes the files of a run, and no other files.

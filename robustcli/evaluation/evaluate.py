@@ -60,7 +60,7 @@ from robustcli.evaluation.engines import (
 from robustcli.evaluation.forecast import announce_quick
 from robustcli.evaluation.gates import GATES_FILE, gate_error, judge
 from robustcli.evaluation.loader import Notice, Source, batch_stream
-from robustcli.evaluation.look_up import Evaluation, look_up
+from robustcli.evaluation.look_up import Evaluation, look_up, new_record
 from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of, share_of, shared
 from robustcli.evaluation.published_corruptions import compare_with_published
 from robustcli.evaluation.record import (
@@ -68,7 +68,6 @@ from robustcli.evaluation.record import (
     PARITY,
     RunRecord,
     Session,
-    TransformRecord,
     read_record,
     read_sessions,
     write_session,
@@ -77,7 +76,6 @@ from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Store, writ
 from robustcli.tasks.base import Batch, FinishedRows, Predictor, Row
 from robustcli.tasks.pictures import write_samples
 from robustcli.transforms.base import CLEAN, Cell
-from robustcli.transforms.registry import TransformCell
 
 
 class IncompleteRun(RunError):  # noqa: N818  named after the state of the run
@@ -162,43 +160,6 @@ def load_models(evaluation: Evaluation) -> dict[str, Model]:
     return evaluation.ready(
         evaluation.task.load(request, seed=config.seed, offline=config.offline)
         for request in config.models
-    )
-
-
-def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord:
-    """The record of a new run, with status `running`."""
-    config, task, data = evaluation.config, evaluation.task, evaluation.data
-    now = datetime.now(UTC)
-    return RunRecord(
-        task=task.name,
-        command=config.command,
-        status="running",
-        created=now,
-        updated=now,
-        seed=config.seed,
-        apply_at=config.apply_at,
-        precision=config.precision,
-        block_size=evaluation.block_size,
-        dataset=data.record,
-        models=[task.model_record(model, config) for model in models.values()],
-        transforms=[transform_record(cell) for cell in evaluation.cells.values()],
-        versions=versions(),
-        device=device_name(evaluation.device),
-        grouping=data.grouping,
-        split=data.split,
-    )
-
-
-def transform_record(cell: TransformCell) -> TransformRecord:
-    """The entry of one transform at one severity in `run.json`."""
-    transform = cell.transform
-    return TransformRecord(
-        name=transform.name,
-        severity=cell.severity,
-        family=transform.family,
-        geometric=transform.geometric,
-        parameters=transform.parameters(cell.severity),
-        assumed=transform.assumed,
     )
 
 

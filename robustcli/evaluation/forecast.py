@@ -26,9 +26,9 @@ from robustcli.data.splits import QUICK_SPREAD
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.engines import Engine, deal, engine_of, leading
 from robustcli.evaluation.loader import Notice, Source
-from robustcli.evaluation.look_up import Evaluation, look_up
+from robustcli.evaluation.look_up import Evaluation, look_up, new_record
 from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of
-from robustcli.evaluation.record import read_record
+from robustcli.evaluation.record import EVALUATION, read_record
 from robustcli.evaluation.store import Store
 from robustcli.metrics.intervals import wilson_interval
 from robustcli.tasks.base import ORIGINAL, Batch, Predictor
@@ -215,10 +215,16 @@ def duration_in_words(seconds: float) -> str:
 
 
 def _plan(evaluation: Evaluation) -> EvaluationPlan:
-    """The plan of the run; the rows of a run that will be discarded do not count as finished."""
+    """The plan of the run; the rows of a run that will be discarded do not count as finished.
+
+    Raises:
+        UsageError: The folder contains a run of other images or settings. The settings of models
+            are not compared, because most are known only after loading.
+    """
     run, items, cells = evaluation.run, evaluation.data.items, tuple(evaluation.cells)
     size, views = evaluation.block_size, dict[str, str]()
     if has_record(run) and not evaluation.config.fresh:
+        EVALUATION.check_continues(run, new_record(evaluation, {}))
         record = read_record(run)
         size, views = record.block_size, {model.name: model.view for model in record.models}
     else:

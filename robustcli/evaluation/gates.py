@@ -227,6 +227,12 @@ def _cells(gate: Gate, scope: GateScope) -> list[Cell]:
     """The cells to which a gate applies separately; for `mean`, the cells that are averaged."""
     target = canonical(gate.target)
     if target in (CLEAN_TARGET, CLEAN.transform):
+        if gate.severity not in (None, CLEAN.severity):
+            raise UsageError(
+                f"`{gate}` specifies a severity of untransformed images.",
+                "They have none, so the gate could be meant for a transform.",
+                f"Remove `:{gate.severity}`, or name the transform.",
+            )
         return [CLEAN]
     transforms = list(dict.fromkeys(cell.transform for cell in scope.transformed))
     if not transforms:

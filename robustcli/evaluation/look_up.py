@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from robustcli.adapters.model import Model
 from robustcli.adapters.training_run import WEIGHTS
 from robustcli.core.errors import UsageError, UsageErrors
 from robustcli.core.listener import Listener
+from robustcli.core.machine import versions
 from robustcli.core.names import file_name
 from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import check_folder
 from robustcli.data.sources import check_data_exists
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
-from robustcli.evaluation.device import choose_device, unused_gpu
+from robustcli.evaluation.device import choose_device, device_name, unused_gpu
 from robustcli.evaluation.gates import Gate, GateScope, check_gates, parse_gates
 from robustcli.evaluation.published_corruptions import bind_published, find_published
-from robustcli.evaluation.record import EVALUATION, read_record
+from robustcli.evaluation.record import EVALUATION, RunRecord, read_record, transform_record
 from robustcli.tasks.base import Data, Task
 from robustcli.tasks.classification import ClassificationTask
 from robustcli.tasks.record import ModelRecord
@@ -91,6 +93,30 @@ class Evaluation:
         for model in by_name.values():
             model.try_out()
         return by_name
+
+
+def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord:
+    """The record of a new run, with status `running`."""
+    config, task, data = evaluation.config, evaluation.task, evaluation.data
+    now = datetime.now(UTC)
+    return RunRecord(
+        task=task.name,
+        command=config.command,
+        status="running",
+        created=now,
+        updated=now,
+        seed=config.seed,
+        apply_at=config.apply_at,
+        precision=config.precision,
+        block_size=evaluation.block_size,
+        dataset=data.record,
+        models=[task.model_record(model, config) for model in models.values()],
+        transforms=[transform_record(cell) for cell in evaluation.cells.values()],
+        versions=versions(),
+        device=device_name(evaluation.device),
+        grouping=data.grouping,
+        split=data.split,
+    )
 
 
 def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) -> Evaluation:

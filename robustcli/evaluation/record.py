@@ -23,6 +23,7 @@ from robustcli.tasks.record import (
     RecordList,
     dataset_differences,
 )
+from robustcli.transforms.registry import TransformCell
 
 
 class TransformRecord(Record):
@@ -34,6 +35,19 @@ class TransformRecord(Record):
     geometric: bool
     parameters: dict[str, Any]
     assumed: bool
+
+
+def transform_record(cell: TransformCell) -> TransformRecord:
+    """The entry of one transform at one severity in `run.json`."""
+    transform = cell.transform
+    return TransformRecord(
+        name=transform.name,
+        severity=cell.severity,
+        family=transform.family,
+        geometric=transform.geometric,
+        parameters=transform.parameters(cell.severity),
+        assumed=transform.assumed,
+    )
 
 
 class RunRecord(BaseRunRecord):

@@ -51,9 +51,9 @@ from robustcli.evaluation.evaluate import (
     check_not_restarted,
     loader_workers,
     run_evaluation,
-    transform_record,
 )
 from robustcli.evaluation.plan import PIECES_PER_RANK, batches
+from robustcli.evaluation.record import transform_record
 from robustcli.explanation.block import BlockExplanation, answers_of
 from robustcli.explanation.config import BATCH_SIZES, BLOCK_PHOTOS, ExplainConfig
 from robustcli.explanation.inputs import (

@@ -283,10 +283,15 @@ class Findings:
 
     @cached_property
     def corruption_errors(self) -> list[CorruptionError]:
-        """The corruption errors of ImageNet-C; empty unless all its corruptions were measured."""
-        families = {t.name: t.family for t in self.record.transforms}
-        space = self.record.dataset.label_space
-        return corruption_errors(self.table, label_space=space, families=families)
+        """The corruption errors of ImageNet-C; empty unless all its corruptions were measured.
+
+        Also empty if models choose from fewer classes or images have several true classes, because
+        AlexNet's errors do not: both lower the errors of a model.
+        """
+        families, data = {t.name: t.family for t in self.record.transforms}, self.record.dataset
+        if data.answers is not None or data.several_labels:
+            return []
+        return corruption_errors(self.table, label_space=data.label_space, families=families)
 
     @cached_property
     def parity(self) -> list[ParityLine]:

@@ -126,6 +126,18 @@ def test_a_dry_run_computes_nothing(robust: Robust, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_refuses_what_the_run_would_refuse(robust: Robust) -> None:
+    assert robust(*SMALL, "--out", "run").code == 0
+    repeated = robust(*SMALL, "--dry-run", "--out", "run")
+    assert "Predictions: 0 to compute, 20 already exist" in repeated.out
+    other = (*SMALL, "--seed", "3", "--out", "run")  # another subset of as many images
+    refusal = robust(*other)
+    assert refusal.code == 2
+    assert robust(*other, "--dry-run") == refusal
+    discarded = robust(*other, "--fresh", "--dry-run")
+    assert "Predictions: 20 to compute, 0 already exist" in discarded.out
+
+
 def test_every_option_reaches_the_configuration(robust: Robust, configs: list[EvalConfig]) -> None:
     robust(
         "eval", "--model", "resnet18", "--weights", "w.pth", "--model-arg", "pad_type=same",

@@ -213,7 +213,7 @@ def test_a_folder_may_show_the_files_of_other_machines_late(tmp_path, monkeypatc
 
 def test_other_versions_are_refused(photos, tmp_path, monkeypatch):
     versions = iter([{"torch": "2.6.0"}, {"torch": "2.14.1"}])
-    monkeypatch.setattr("robustcli.evaluation.evaluate.versions", lambda: next(versions))
+    monkeypatch.setattr("robustcli.evaluation.look_up.versions", lambda: next(versions))
     raised = in_threads([trained_config(photos, tmp_path / "run")] * 2)
     assert "in: package versions" in str(raised[0])
     assert "`torch`: 2." in str(raised[0])

@@ -253,7 +253,7 @@ def test_a_worker_that_would_compute_something_else_is_refused(
     real_enter, wrong_versions = engines.WorkerAssignment.enter, {**versions(), "torch": "1.0"}
 
     def enter(assignment: engines.WorkerAssignment) -> None:
-        monkeypatch.setattr("robustcli.evaluation.evaluate.versions", lambda: wrong_versions)
+        monkeypatch.setattr("robustcli.evaluation.look_up.versions", lambda: wrong_versions)
         real_enter(assignment)
 
     monkeypatch.setattr(engines.WorkerAssignment, "enter", enter)

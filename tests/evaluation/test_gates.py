@@ -82,6 +82,7 @@ def test_malformed_gates_are_refused(text: str) -> None:
         (("afine=70",), (), r"that is not in the run: `afine`\.\nDid you mean `affine`"),
         (("*noise*=70",), (), r"in the run: `\*noise\*`\.\nThe run has `affine`, `crop`, `fog`"),
         (("b:affine=70",), (), r"specifies a model that is not in the run: `b`"),
+        (("clean:3=70",), (), r"`:3`, or name the transform"),
         (("fog:3=70",), (), r"a severity that is not in the run\.\n`fog` is evaluated at .* 1 "),
         (("affine=700",), (), r"out of range\.\nExpected percent of top-1, 0 to 100; got 700"),
         (("affine=0.7",), (), r"is 0\.7 percent\.(?s:.*)Write 70 for 70 %"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,10 @@ def test_corruption_errors_follow_when_the_benchmark_is_complete(tmp_path: Path)
     assert line_of(page, "mCE")[1:] == [f"{100 * errors.mce:.1f}"]
     assert line_of(page, "relative")[1] == f"{100 * errors.relative_mce:.1f}"
     assert line_of(page, "`fog`")[1] == f"{100 * errors.by_corruption['fog']:.1f}"
+    for easier in ({"answers": [0, 1, 2]}, {"several_labels": True}):  # AlexNet had neither
+        data = result.record.dataset.model_copy(update=easier)
+        record = result.record.model_copy(update={"dataset": data})
+        assert replace(result, record=record).corruption_errors == []
 
 
 # Images and costs of the run.
