@@ -240,6 +240,16 @@ class Findings:
         return self.record.status != "complete" or not self.unfinished.empty
 
     @property
+    def no_cases(self) -> str:
+        """Why no best, median and worst cases of masks are shown, as a sentence."""
+        clean = self.table[(self.table["transform"] == "identity") & (self.table["n"] > 0)]
+        if self.is_partial:
+            return "None yet: they are drawn when all images are evaluated."
+        if clean["dice_foreground"].isna().all():
+            return "None: no image has foreground."
+        return "None: the run contains no pictures of untransformed images."
+
+    @property
     def is_mixed(self) -> bool:
         """Whether the trained models were trained on different data."""
         return len({model.pretraining for model in self.models if model.parameters}) > 1

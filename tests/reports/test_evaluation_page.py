@@ -210,6 +210,19 @@ def test_the_pages_of_segmenters_in_other_states(tmp_path: Path) -> None:
 # Severity at which a model breaks.
 
 
+@pytest.mark.parametrize(
+    ("plan", "reason"),
+    [
+        ({"empty_every": 1}, "None: no image has foreground."),
+        ({"done": 0.5}, "None yet: they are drawn when all images are evaluated."),
+        ({}, "None: the run contains no pictures of untransformed images."),
+    ],
+)
+def test_missing_cases_have_their_reason(tmp_path: Path, plan: dict[str, Any], reason: str) -> None:
+    run = build_masks(tmp_path, MaskPlan(transforms=(IDENTITY,), panels=False, **plan))
+    assert section(evaluation_text(read_findings(run)), "worst cases").strip() == reason
+
+
 def test_a_run_without_scales_and_samples_has_no_such_sections(tmp_path: Path) -> None:
     text = page(tmp_path, transforms=CELLS[:3])
     assert "over severity" not in text
