@@ -10,15 +10,16 @@ settings that must be equal to continue a run, and the fields that a continued r
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from robustcli.core.errors import UsageError, errors_of
 from robustcli.core.io import (
@@ -59,6 +60,16 @@ class Record(BaseModel):
                 for k, v in values.items()
             }
         return values
+
+
+def _as_spelled_now(device: str) -> str:
+    names = re.sub(r"\b1 threads\b", "1 thread", device).split(" and ")
+    return " and ".join(dict.fromkeys(names))
+
+
+DeviceName = Annotated[str, AfterValidator(_as_spelled_now)]
+"""Description of a device, or of several (`machine.with_earlier`); earlier versions wrote `1
+threads`, which must not count as another device."""
 
 
 class BaseRunRecord(Record):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from robustcli.core.io import reading, write_text
 from robustcli.core.names import counted
-from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
+from robustcli.core.rundir import BaseRunRecord, DeviceName, Record, RunKind, changed_fields
 from robustcli.tasks.record import (
     DatasetRecord,
     EvaluatedPart,
@@ -67,7 +67,7 @@ class RunRecord(BaseRunRecord):
     models: list[ModelRecord]
     transforms: list[TransformRecord]
     versions: dict[str, str]
-    device: str
+    device: DeviceName
     grouping: str | None = None
     split: EvaluatedPart | None = None
 
@@ -182,7 +182,7 @@ class Session(Record):
     started: datetime
     seconds: float
     waiting_seconds: float
-    device: str
+    device: DeviceName
     threads: int
     batch_size: int
     models: dict[str, ModelCost]

@@ -32,7 +32,7 @@ from robustcli.adapters.model import made_up_image, needs_contiguous, number_for
 from robustcli.adapters.segmenter import Segmenter, is_probability, raw_output
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener, Silent
-from robustcli.core.machine import versions
+from robustcli.core.machine import versions, versions_with_earlier, with_earlier
 from robustcli.core.names import canonical, counted
 from robustcli.core.rundir import has_record
 from robustcli.core.seeds import identity_seed
@@ -148,6 +148,7 @@ def _lead(work: _Work, record: ExplainRecord, choice: ChoiceRecord) -> None:
     """At rank 0: opens the run, selects the photos, shares out the missing maps, closes the run."""
     inputs, group, announcer = work.inputs, work.group, work.listener
     with EXPLANATION.held(inputs.run, announcer.say) as ownership:
+        machine = record
         record = EXPLANATION.open(inputs.run, record, fresh=inputs.config.fresh)
         group.check_shared(inputs.run)
         with EXPLANATION.closing(inputs.run) as ending:
@@ -159,6 +160,12 @@ def _lead(work: _Work, record: ExplainRecord, choice: ChoiceRecord) -> None:
             group.send("images", record.images)
             blocks = dict(enumerate(batches(images, record.block_size)))
             missing = work.missing(blocks)
+            if missing:
+                EXPLANATION.update(
+                    inputs.run,
+                    versions=versions_with_earlier(record.versions, machine.versions),
+                    device=with_earlier(record.device, machine.device),
+                )
             left = sum(
                 len(blocks[n]) * rows_per_photo(*f) for n, files in missing.items() for f in files
             )

@@ -20,9 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from robustcli.core.io import reading, replacing
-from robustcli.core.machine import versions_with_earlier, with_earlier
 from robustcli.core.names import model_folder
-from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
+from robustcli.core.rundir import BaseRunRecord, DeviceName, Record, RunKind, changed_fields
 from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.store import rows_in, write_rows
 from robustcli.explanation.methods import ExplanationMethod
@@ -79,7 +78,7 @@ class ExplainRecord(BaseRunRecord):
     choice: ChoiceRecord
     images: list[str]
     versions: dict[str, str]
-    device: str
+    device: DeviceName
     split: EvaluatedPart | None = None
     boxes: str | None = None
     mask_class: str | None = None
@@ -119,14 +118,17 @@ def _differences(old: ExplainRecord, new: ExplainRecord) -> Iterator[str]:
 
 
 def _kept_fields(old: ExplainRecord, new: ExplainRecord) -> dict[str, Any]:
-    """Fields of the new record that keep old values: block size, photos, and all old methods."""
+    """Fields of the new record that keep old values: block size, photos, and all old methods.
+
+    Versions and device of this process are added once it computes maps.
+    """
     methods = list(dict.fromkeys([*old.methods, *new.methods]))
     return {
         "block_size": old.block_size,
         "methods": methods,
         "images": old.images,
-        "versions": versions_with_earlier(old.versions, new.versions),
-        "device": with_earlier(old.device, new.device),
+        "versions": old.versions,
+        "device": old.device,
     }
 
 

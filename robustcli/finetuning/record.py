@@ -21,6 +21,7 @@ from robustcli.core.rundir import (
     ERROR_FILES,
     RECORD_FILE,
     BaseRunRecord,
+    DeviceName,
     Record,
     RunKind,
     changed_fields,
@@ -130,7 +131,7 @@ class FinetuneRecord(BaseRunRecord):
     epochs: int
     iterations: int
     saving: SavingRecord | None = None
-    device: str
+    device: DeviceName
 
     @property
     def network(self) -> str:

@@ -28,7 +28,7 @@ from pydantic import Field
 
 from robustcli.core.machine import versions_with_earlier, with_earlier
 from robustcli.core.names import TaskName, network_words
-from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
+from robustcli.core.rundir import BaseRunRecord, DeviceName, Record, RunKind, changed_fields
 from robustcli.tasks.record import DatasetRecord, dataset_differences
 from robustcli.training.recipes import EXTENDABLE, Patchwise, Photowise, Protocol, Recipe
 
@@ -176,7 +176,7 @@ class TrainRecord(BaseRunRecord):
     chosen_why: str | None = None
     weights_sha256: str | None = None
     versions: dict[str, str]
-    device: str
+    device: DeviceName
     devices: int = 1
     scan_backend: str | None = None
     threads: int

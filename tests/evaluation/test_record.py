@@ -40,6 +40,20 @@ def test_a_record_without_keys_of_today_is_read_with_their_defaults(tmp_path):
     assert isinstance(record.models[0].preprocessing, PreprocessingRecord)
 
 
+@pytest.mark.parametrize(
+    ("stored", "device"),
+    [
+        ("cpu (x86_64, 1 threads)", "cpu (x86_64, 1 thread)"),
+        ("cpu (x86_64, 1 threads) and cpu (x86_64, 1 thread)", "cpu (x86_64, 1 thread)"),
+        ("cpu (x86_64, 11 threads) and NVIDIA H200", "cpu (x86_64, 11 threads) and NVIDIA H200"),
+    ],
+)
+def test_devices_of_earlier_versions_are_read_as_spelled_now(tmp_path, stored, device):
+    run = build_run(tmp_path, RunPlan())
+    EVALUATION.update(run, device=stored)
+    assert read_record(run).device == device
+
+
 def test_a_segmenters_record_comes_back_as_it_was(tmp_path):
     record = read_record(build_run(tmp_path, RunPlan()))
     segmenter = model("unet", preprocessing=MASKS, label_space="foreground")

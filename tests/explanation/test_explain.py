@@ -210,6 +210,7 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(photos, tmp_path, monke
     run = tmp_path / "run"
     assert read_explain_record(run).status == "partial"
     assert len(read_explained_rows(run)) == 4
+    EXPLANATION.update(run, device="another")
     before = wrote[0].read_bytes()
     monkeypatch.setattr(engine, "write_block", lambda *a: (wrote.append(a[0]), real(*a)))
     heard = Recorder()
@@ -219,6 +220,11 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(photos, tmp_path, monke
     assert read_explain_record(run).status == "complete"
     assert (heard.total, heard.done) == (8, 8)
     full = explain(settings(photos, tmp_path / "whole", images=NAMED[:1]))
+    device = read_explain_record(full).device
+    assert read_explain_record(run).device == f"another and {device}"
+    EXPLANATION.update(run, device="another")
+    explain(asked)  # computes nothing
+    assert read_explain_record(run).device == "another"
     for path in sorted(run.rglob("block-*")):
         other = full / path.relative_to(run)
         assert path.read_bytes() == other.read_bytes()
