@@ -234,7 +234,7 @@ def without_openmp(monkeypatch):
     monkeypatch.setattr(cpu, "_openmp", lambda: None)
 
 
-def callers(count, **options):
+def callers(count):
     """The thread ids that a run calls its entry from, and what it passes on."""
     found, lock = [], threading.Lock()
 
@@ -243,17 +243,43 @@ def callers(count, **options):
         with lock:
             found.append((threading.get_native_id(), work))
 
-    cpu.run(ctypes.cast(entry, ctypes.c_void_p).value, 4711, **options)
+    cpu.run(ctypes.cast(entry, ctypes.c_void_p).value, 4711, count)
     assert len(found) == count
     assert {work for _, work in found} == {4711}
     return [thread for thread, _ in found]
 
 
 def test_one_thread_and_little_work_are_the_callers(threads):
-    threads(1)
-    assert callers(1) == [threading.get_native_id()]
     threads(2)
-    assert callers(1, alone=True) == [threading.get_native_id()]
+    assert callers(1) == [threading.get_native_id()]
+    assert cpu._threads((4, 1, 256, 64, 1, 64)) == 1
+    assert cpu._threads((4, 1, 257, 64, 1, 64)) == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "channels", "expected"),
+    [
+        (1, 256, 64),
+        (2, 256, 64),
+        (3, 256, 48),
+        (4, 256, 64),
+        (8, 256, 32),
+        (99, 256, 16),
+        (2, 96, 48),
+    ],
+)
+def test_channels_are_shared_evenly_by_the_threads(threads, count, channels, expected):
+    threads(count)
+    assert cpu._block_of_outputs(1, (4, 1, 3136, channels, 1, channels)) == expected
+
+
+@pytest.mark.parametrize("block", [16, 48, 64])
+def test_outputs_have_the_same_bits_for_any_block_of_channels(block, monkeypatch):
+    scans = [(ss2d_by, image(2, 70, 9, 8, 3)), (selective_by, sequence(2, 70, 40, 3, groups=2))]
+    expected = [scan(cpu, **arguments) for scan, arguments in scans]
+    monkeypatch.setattr(cpu, "_block_of_outputs", lambda *_: block)
+    found = [scan(cpu, **arguments) for scan, arguments in scans]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.skipif(cpu._openmp() is None, reason="torch's OpenMP pool is not in reach")
