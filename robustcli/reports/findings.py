@@ -57,12 +57,12 @@ from robustcli.reports.numbers import (
 from robustcli.reports.scoring import (
     DICE,
     IOU,
-    SCORINGS,
     Measure,
     Scoring,
     best_and_worst,
     mean_over_transforms,
     representatives,
+    scoring_of,
 )
 from robustcli.reports.statistics import CLEAN_CELL, STATISTICS, Statistics
 from robustcli.tasks.record import DatasetRecord, ModelRecord
@@ -167,7 +167,7 @@ class Findings:
     @property
     def scoring(self) -> Scoring:
         """The scores of the run's task."""
-        return SCORINGS[self.record.task]
+        return scoring_of(self.record.task, self.record.dataset)
 
     @cached_property
     def statistics(self) -> Statistics:

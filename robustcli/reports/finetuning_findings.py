@@ -43,7 +43,7 @@ from robustcli.reports.numbers import (
     p_value,
     seconds,
 )
-from robustcli.reports.scoring import SCORINGS, Scoring, relaxed_words
+from robustcli.reports.scoring import Scoring, relaxed_words, scoring_of
 from robustcli.reports.training_findings import TrainingFindings, read_run_table, read_training
 
 
@@ -107,7 +107,7 @@ class FinetuningFindings:
     @property
     def scoring(self) -> Scoring:
         """The scores of the task."""
-        return SCORINGS[self.record.task]
+        return scoring_of(self.record.task, self.record.dataset)
 
     @property
     def is_partial(self) -> bool:

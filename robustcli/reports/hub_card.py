@@ -133,7 +133,7 @@ def _metadata(export: RunExport, results: _Results, config: PublishConfig) -> st
         )
         for row in results.rows
         for column, kind, name in _METRICS[task]
-        if not is_missing(row.get(column))
+        if name in results.findings.scoring.heads and not is_missing(row.get(column))
     ]
     index = eval_results_to_model_index(results.model.name, entries)
     return str(yaml_dump({"model-index": index}))

@@ -247,18 +247,19 @@ def training_tables(run: Path) -> str:
         if numbers is None and rows and training.mask_classes:
             continue  # Otsu's threshold has two classes only
         if numbers is None:
-            rows.append([label, MISSING, MISSING])
+            rows.append([label, *scoring.cells(None)])
         elif "top1" in numbers and "top1_low" not in numbers:
-            rows.append([label, percent(numbers["top1"], int(numbers["n"])), MISSING])
+            top1 = percent(numbers["top1"], int(numbers["n"]))
+            rows.append([label, top1, *scoring.cells(None)[1:]])
         else:
-            rows.append([label, scoring.shown(numbers), scoring.second_shown(numbers)])
+            rows.append([label, *scoring.cells(numbers)])
     paper = pooled(training)
     if paper is not None:
         label = Markup("{}, pooled over batches of {}").format(
             name(training.record.network), paper.batch
         )
         rows.insert(1, [label, *_shown(paper.score)])
-    heads = ["", scoring.measure.name, scoring.second]
+    heads = ["", *scoring.heads]
     values = _of_training(training)
     table = LatexTable("training", "training", heads, 1, rows, values)
     return _document([table], [run], partial=training.is_partial)
@@ -357,8 +358,7 @@ def finetuning_tables(run: Path) -> str:
     against = f"{scoring.measure.name} minus full"
     heads = [
         "mode",
-        scoring.measure.name,
-        scoring.second,
+        *scoring.heads,
         against,
         "p",
         "s per iteration",
@@ -396,11 +396,7 @@ def seeds_tables(run: Path) -> str:
 
 def _mode(finetuning: FinetuningFindings, run: ModeRun) -> list[str]:
     test, scoring = run.training.test, finetuning.scoring
-    scores = (
-        [MISSING, MISSING]
-        if test is None
-        else [scoring.shown(test.numbers), scoring.second_shown(test.numbers)]
-    )
+    scores = scoring.cells(None if test is None else test.numbers)
     compared = against_full(finetuning, run.mode)
     difference = MISSING
     if compared is not None:

@@ -26,6 +26,7 @@ from robustcli.reports.numbers import (
     signed,
     with_range,
 )
+from robustcli.tasks.record import DatasetRecord
 from robustcli.training.record import VALIDATIONS, Validation
 
 
@@ -137,7 +138,7 @@ _SAMPLES_TRIED = 100  # first images that are searched for one with foreground
 class Scoring(ABC):
     """The scores of one task: their columns, names and formats, and how they are compared.
 
-    `measure` is the score, `second` the name of the second score that is shown next to it,
+    `measure` is the score, `second` the name of the second score next to it, empty without one,
     `validation` what is logged for the validation images. `equal` is the difference below which two
     scores count as equal; `equal_words` and `equal_size` are its descriptions. `columns` are the
     columns of an evaluation's table that results contain. `baseline` is the name of the baseline
@@ -178,6 +179,17 @@ class Scoring(ABC):
     @abstractmethod
     def second_shown(self, numbers: Mapping[str, Any] | pd.Series) -> str:
         """The second score, as text."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The headers of `cells`."""
+        return (self.measure.name, *([self.second] if self.second else []))
+
+    def cells(self, numbers: Mapping[str, Any] | pd.Series | None) -> tuple[str, ...]:
+        """The score with its interval, and the second score, as text; dashes without numbers."""
+        if numbers is None:
+            return (MISSING,) * len(self.heads)
+        return (self.shown(numbers), self.second_shown(numbers))[: len(self.heads)]
 
     @abstractmethod
     def gap_shown(self, value: float | None) -> str:
@@ -369,7 +381,20 @@ def most_frequent(rows: pd.DataFrame) -> dict[str, float]:
     return {"n": len(rows), "top1": float(counts.iloc[0]) / len(rows)}
 
 
+class FewClassesScoring(Top1Scoring):
+    """Classifiers of at most five classes, which have no second score: their top-5 is 100 %."""
+
+    second = ""
+
+
 SCORINGS: dict[Literal["cls", "seg"], Scoring] = {"cls": Top1Scoring(), "seg": DiceScoring()}
+_FEW_CLASSES = FewClassesScoring()
+
+
+def scoring_of(task: Literal["cls", "seg"], dataset: DatasetRecord) -> Scoring:
+    """The scores of a run of `task` on `dataset`."""
+    few = task == "cls" and dataset.predicted_classes <= 5
+    return _FEW_CLASSES if few else SCORINGS[task]
 
 
 # The transforms with the best and worst scores of a set of models.

@@ -32,7 +32,7 @@ from robustcli.reports.finetuning_findings import (
     frozen_by_rule,
     read_finetuning,
 )
-from robustcli.reports.scoring import SCORINGS, Scoring
+from robustcli.reports.scoring import Scoring, scoring_of
 from robustcli.reports.training_findings import (
     TrainingFindings,
     headline,
@@ -228,7 +228,7 @@ class SeedsFindings:
     @property
     def scoring(self) -> Scoring:
         """The scores of the task."""
-        return SCORINGS[self.task]
+        return scoring_of(self.task, self.record.dataset)
 
     @cached_property
     def missing(self) -> dict[int, tuple[Mode, ...]]:

@@ -18,7 +18,7 @@ from robustcli.metrics.intervals import Bootstrap, FloatArray
 from robustcli.metrics.mask_scores import CleanMaskComparison, compare_masks_with_clean
 from robustcli.reports.findings import ClassFindings, Findings, read_findings
 from robustcli.reports.numbers import MISSING, fraction_range, with_range
-from robustcli.reports.scoring import SCORINGS, Scoring
+from robustcli.reports.scoring import SCORINGS, Scoring, scoring_of
 from robustcli.reports.statistics import CLEAN_CELL, ClassifierStatistics
 from robustcli.training.record import ADDED, PAPER, TrainRecord, read_train_record
 
@@ -80,7 +80,7 @@ class TrainingFindings:
     @property
     def scoring(self) -> Scoring:
         """The scores of the task."""
-        return SCORINGS[self.record.task]
+        return scoring_of(self.record.task, self.record.dataset)
 
     @property
     def baseline_numbers(self) -> Mapping[str, Any] | pd.Series | None:

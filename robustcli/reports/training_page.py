@@ -443,10 +443,8 @@ def _class_table(training: TrainingFindings) -> str:
     if test is None or baseline is None:
         return "Nothing is measured yet."
     lines = [(training.record.network, test.numbers), (scoring.baseline, baseline)]
-    rows: list[tuple[str, ...]] = [
-        (name, scoring.shown(numbers), scoring.second_shown(numbers)) for name, numbers in lines
-    ]
-    return grid(("model", "top-1 (95 % interval)", "top-5"), rows)
+    rows: list[tuple[str, ...]] = [(name, *scoring.cells(numbers)) for name, numbers in lines]
+    return grid(("model", "top-1 (95 % interval)", *scoring.heads[1:]), rows)
 
 
 def _scored(name: str, score: Score, foreground: str, over: str) -> tuple[str, ...]:

@@ -103,6 +103,11 @@ class DatasetRecord(Record):
     masks: MasksRecord | None = None
 
     @property
+    def predicted_classes(self) -> int:
+        """The number of classes that classifiers may predict."""
+        return self.classes if self.answers is None else len(self.answers)
+
+    @property
     def mask_classes(self) -> tuple[str, ...]:
         """The names of the classes 1 to K of masks; empty for foreground and background."""
         return tuple(label.name for label in self._labels)

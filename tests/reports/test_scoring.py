@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from robustcli.evaluation.record import EVALUATION
 from robustcli.reports.findings import WorstClass
 from robustcli.reports.finetuning_page import columns
+from robustcli.reports.render import document, report_page
 from robustcli.reports.scoring import (
     DICE,
     SCORINGS,
@@ -20,7 +23,10 @@ from robustcli.reports.scoring import (
     mean_over_transforms,
     most_frequent,
     representatives,
+    scoring_of,
 )
+from robustcli.training.record import SEEDS, TRAINING
+from tests.reports.seeded_runs import build_class_seeds
 
 CLASSES, MASKS = SCORINGS["cls"], SCORINGS["seg"]
 
@@ -33,6 +39,26 @@ def test_scores_with_their_intervals() -> None:
              "iou_high": 0.7}  # fmt: skip
     assert MASKS.shown(masks) == "0.800 (0.700\N{EN DASH}0.900)"
     assert MASKS.second_shown(masks) == "0.600 (0.500\N{EN DASH}0.700)"
+
+
+@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.parametrize(("classes", "shown"), [(5, False), (6, True)])
+def test_top5_is_shown_of_more_than_five_classes(tmp_path: Path, classes: int, shown: bool) -> None:
+    run = build_class_seeds(tmp_path / "run")
+    seeds = [run / "seed-0", run / "seed-1"]
+    tests = [seed / "test" for seed in seeds]
+    for place, kind in (
+        *((seed, TRAINING) for seed in seeds), *((test, EVALUATION) for test in tests),
+        (run, SEEDS),
+    ):  # fmt: skip
+        dataset = kind.read(place).dataset.model_copy(update={"classes": classes})
+        kind.update(place, dataset=dataset)
+    for place in (run, seeds[0], tests[0]):
+        page = report_page(place)
+        assert ("top-5" in page.markdown.lower()) == shown
+        assert "top-5" not in page.terminal or shown
+    assert ("top-5" in document(seeds[0], "latex")) == shown
+    assert scoring_of("seg", EVALUATION.read(tests[0]).dataset).second == "IoU"
 
 
 @pytest.mark.parametrize(
