@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from robustcli.core.errors import UsageError
 
 IGNORED = 255
+UNSCORED = "every pixel of its mask is ignored"
+"""Why an image is left out of an evaluation, although its files can be read."""
 """Label in a decoded mask of pixels that are excluded from training and scores."""
 NONZERO = "nonzero"
 COLOUR_OFFSET = 1 << 32

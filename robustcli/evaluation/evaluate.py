@@ -40,6 +40,7 @@ from robustcli.core.watchdog import Watchdog
 from robustcli.core.working_copy import helping, take_in
 from robustcli.data.dataset import reasons_in_lines
 from robustcli.data.decode import UnreadableImage
+from robustcli.data.mask_values import UNSCORED
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.device import DeviceMonitor, as_current, device_name
 from robustcli.evaluation.distributed import (
@@ -205,15 +206,14 @@ def _lead(
         check_unreadable(unreadable, _tolerated(config, len(plan.images)))
         if len(unreadable) == len(plan.images):
             raise RunError(
-                f"None of the {len(plan.images):,} images can be read.",
+                f"None of the {len(plan.images):,} images can be evaluated.",
                 reasons_in_lines(unreadable, f"; all are in `{run / 'skipped'}`"),
                 "Check that `--data` names photos, then repeat the command.",
             )
         if unreadable:
             listener.say(
-                f"{len(unreadable):,} of {len(plan.images):,} images cannot be read and are left "
-                "out of every number:\n"
-                + reasons_in_lines(unreadable, f"; all are in `{run / 'skipped'}`")
+                f"{len(unreadable):,} of {len(plan.images):,} images are left out of every "
+                "number:\n" + reasons_in_lines(unreadable, f"; all are in `{run / 'skipped'}`")
             )
         if still_missing or _plan_of_run(plan, read_record(run)).missing():
             ending.status = "partial"
@@ -489,8 +489,10 @@ def _input_rows(batch: Batch[Any], view: str) -> list[Row]:
 def check_unreadable(unreadable: Mapping[str, str], most: int) -> None:
     """Raises RunError if more than `most` images are unreadable; `unreadable` maps ids to reasons.
 
-    The message is about the images that were read until then.
+    The message is about the images that were read until then. Images that only cannot be scored are
+    not faults of the data, such as slices of a volume that is annotated in part.
     """
+    unreadable = {name: reason for name, reason in unreadable.items() if reason != UNSCORED}
     if len(unreadable) > most:
         raise RunError(
             f"{counted(len(unreadable), 'image')} cannot be read; the limit is {most}.",

@@ -661,7 +661,7 @@ def evaluation_summary(findings: Findings) -> str:
     lines += statistics_lines(findings.statistics)
     if skipped := findings.record.dataset.images - findings.expected:
         images = counted(findings.record.dataset.images, "image")
-        lines.append(f"{skipped:,} of {images} could not be read: left out of every number.")
+        lines.append(f"{skipped:,} of {images} left out of every number; the report lists why.")
     if findings.is_partial:
         lines.append(f"Partial run (status: {findings.record.status}): {findings.progress}.")
     return "\n".join(lines)

@@ -21,8 +21,8 @@ from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
 from robustcli.core.silence import silenced
 from robustcli.core.watchdog import working_on
-from robustcli.data.dataset import Sample
-from robustcli.data.mask_values import IGNORED
+from robustcli.data.dataset import Sample, UnreadableImage
+from robustcli.data.mask_values import IGNORED, UNSCORED
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.metrics.columns import mask_schema
@@ -138,8 +138,14 @@ class PairPreparation(Preparation[tuple[Pixels, MaskOrIgnore], MaskedImages]):
     seed: int
 
     def decode(self, item: Sample) -> tuple[Pixels, MaskOrIgnore]:
-        """See `masks.decode_pair`."""
-        return decode_pair(item)
+        """See `masks.decode_pair`; a pair without a pixel to score is unreadable too.
+
+        Its empty row would count as dice 1.
+        """
+        image, mask = decode_pair(item)
+        if mask.dtype != bool and (mask == IGNORED).all():
+            raise UnreadableImage(UNSCORED)
+        return image, mask
 
     def prepare(
         self,

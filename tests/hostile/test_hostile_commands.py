@@ -96,8 +96,8 @@ def check_evaluation(
 
     allowed = (*asked, "--allow-unreadable", "1", "--data", folders.every, "--out", "run")
     text = robust(*allowed, code=0, seconds=seconds)
-    assert f"{len(folders.refused)} of {total} images cannot be read and are left out" in text
-    assert f"{len(folders.refused)} of {total} images could not be read: left out" in text
+    assert f"{len(folders.refused)} of {total} images are left out of every number" in text
+    assert f"{len(folders.refused)} of {total} images left out of every number" in text
     check_named(text, folders.refused)
     skipped = Store(Path("run")).skipped()
     assert sorted(skipped["image_id"]) == list(folders.refused)

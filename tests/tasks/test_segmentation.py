@@ -435,6 +435,21 @@ def test_masks_are_read_as_in_the_training_unless_the_user_says_how(cells, tmp_p
     assert record.dataset.masks.ignored == []
 
 
+def test_an_image_without_a_pixel_to_score_is_in_no_number(cells, tmp_path):
+    first, *others = sorted((tmp_path / "cells/masks").iterdir())
+    Image.fromarray(np.full_like(np.asarray(Image.open(first)), 128)).save(first)
+    settings = config(cells, tmp_path / "run", foreground="255", ignore="128")
+    heard = Recorder()
+    run = run_evaluation(settings, heard)
+    assert f"1 of {1 + len(others)} images are left out of every number" in heard.lines[-1]
+    assert list(Store(run).skipped()["reason"]) == ["every pixel of its mask is ignored"]
+    numbers = table(run).iloc[0]
+    rows = Store(run).rows("otsu", Cell("identity", 0), "seg")
+    assert numbers["n"] == len(rows) == len(others)
+    dice = 2 * rows["tp"] / (2 * rows["tp"] + rows["fp"] + rows["fn"])
+    assert numbers["dice_image"] == pytest.approx(dice.mean())
+
+
 @pytest.mark.parametrize(
     ("changes", "flags"),
     [
