@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from robustcli.core.errors import UsageError
 
 IGNORED = 255
-UNSCORED = "every pixel of its mask is ignored"
+UNSCORED = "every pixel of the mask is ignored"
 """Why an image is left out of an evaluation, although its files can be read."""
 """Label in a decoded mask of pixels that are excluded from training and scores."""
 NONZERO = "nonzero"

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from robustcli.data.mask_values import UNSCORED
 from robustcli.metrics.intervals import Bootstrap, wilson_interval
 from robustcli.metrics.mask_scores import compare_masks_with_clean
 from robustcli.reports import training_page
@@ -122,6 +124,15 @@ def test_a_difference_to_the_threshold_that_may_be_chance_is_called_so(
         f"Dice of the network minus that of the threshold: {shown}, which includes 0, so the "
         "difference may be due to chance)" in training_text(training)
     )
+
+
+def test_held_out_images_without_a_score_are_counted(tmp_path: Path) -> None:
+    training = read_built(tmp_path, TrainPlan())
+    assert "Not scored" not in training_text(training)
+    skipped = pd.DataFrame({"image_id": ["a", "b"], "reason": [UNSCORED] * 2})
+    test = replace(training.test, findings=replace(training.test.findings, skipped=skipped))
+    text = section(training_text(replace(training, test=test)), "## Data")
+    assert "Not scored: 2 held-out images, because every pixel of the mask is ignored." in text
 
 
 def test_a_dice_from_empty_images_alone_is_called_so(tmp_path: Path) -> None:

@@ -442,7 +442,7 @@ def test_an_image_without_a_pixel_to_score_is_in_no_number(cells, tmp_path):
     heard = Recorder()
     run = run_evaluation(settings, heard)
     assert f"1 of {1 + len(others)} images are left out of every number" in heard.lines[-1]
-    assert list(Store(run).skipped()["reason"]) == ["every pixel of its mask is ignored"]
+    assert list(Store(run).skipped()["reason"]) == ["every pixel of the mask is ignored"]
     numbers = table(run).iloc[0]
     rows = Store(run).rows("otsu", Cell("identity", 0), "seg")
     assert numbers["n"] == len(rows) == len(others)
