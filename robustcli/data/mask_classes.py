@@ -29,6 +29,7 @@ from robustcli.data.mask_values import (
     channel_of,
     check_lossy,
     check_numbers,
+    in_shell,
     parse_values,
     shares_in_words,
     shown_value,
@@ -464,10 +465,13 @@ def _check(named: MaskReading, counts: Mapping[Value, int], location: str) -> No
             f"Remove it from `--ignore`, or call it `{_IGNORE}` in the table.",
         )
     if not named.classes:
+        colours = [value for value in sorted(counts) if value >= COLOUR_OFFSET][:2]
+        example = in_shell(colours or [1, 2], ("liver", "kidney")[: len(colours) or 2])
         raise UsageError(
             f"{source} leaves no class in the masks of `{location}`.",
             f"Their values (share of the pixels): {shares_in_words(counts)}.",
-            f"List the values that are classes, for example `{_FLAG} 1=liver,2=kidney`.",
+            f"List the {'colours' if colours else 'values'} that are classes, for example `{_FLAG} "
+            f"{example}`.",
         )
     if len(named.classes) > _MOST_CLASSES:
         raise UsageError(

@@ -241,6 +241,13 @@ def shown_value(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) and value != int(value) else f"{int(value)}"
 
 
+def in_shell(values: Sequence[Value], names: Sequence[str] = ()) -> str:
+    """The values, optionally with names, as argument of an option, quoted if a shell needs it."""
+    ends = [f"={name}" for name in names] or [""] * len(values)
+    text = ",".join(f"{shown_value(v)}{end}" for v, end in zip(values, ends, strict=True))
+    return f"'{text}'" if "#" in text else text
+
+
 def shown_values(values: Sequence[Value]) -> str:
     """The values in the notation of the options, separated by commas."""
     return ", ".join(map(shown_value, values)) or "nothing"
@@ -285,7 +292,7 @@ def decide(
         raise UsageError(
             f"The masks of `{location}` are JPEG files with colours.",
             "JPEG blurs colours at edges, so that the borders of the masks are not known.",
-            "Save the masks again as PNG with 0 and 255.",
+            "Save the masks again from their originals as PNG.",
         )
     return reading, _announcements(reading, counts, census, between)
 
@@ -311,7 +318,7 @@ def channel_of(census: Census, location: str) -> tuple[Literal["colour", "alpha"
         f"The masks of `{location}` have colours and an alpha channel that contradict each other.",
         f"They have {len(colours)} colours and {len(alphas)} levels of transparency with "
         "different outlines, so that it is not known which of them is the mask.",
-        "Save the masks again without an alpha channel, as PNG with 0 and 255.",
+        "Save the masks again as PNG without an alpha channel.",
     )
 
 
@@ -438,22 +445,24 @@ def _not_two(
     values = [value for value in sorted(counts) if value not in ignored]
     ignorable = next((v for v in (255, 65535, -1) if v in values and len(values) == 3), None)
     likely = [value for value in values if value not in (0, ignorable)]
-    example = shown_value(likely[-1] if likely else values[-1]) if values else "255"
-    in_shell = f"'{example}'" if example.startswith("#") else example
+    example = likely[-1:] or values[-1:] or [OPAQUE]
+    coloured = any(value >= COLOUR_OFFSET for value in values)
+    value, zero, several = ("colour", "black", likely[-2:]) if coloured else ("value", "0", [1, 2])
     hints = [
-        f"Specify the foreground, for example `--foreground {in_shell}` (`1,2` for several, "
-        f"`{NONZERO}` for every value except 0); all other values are then background."
+        f"Specify the foreground, for example `--foreground {in_shell(example)}` "
+        + (f"(`{in_shell(several)}` for several, " if len(several) > 1 else "(")
+        + f"`{NONZERO}` for every {value} except {zero}); all other {value}s are then background."
     ]
     if ignorable is not None:
         hints.append(
-            f"`--ignore {shown_value(ignorable)}` excludes that value from training and scores."
+            f"`--ignore {in_shell([ignorable])}` excludes that {value} from training and scores."
         )
     else:
-        hints.append("`--ignore VALUE` excludes a value from training and scores.")
+        hints.append(f"`--ignore {value.upper()}` excludes a {value} from training and scores.")
     if len(likely) > 1:
-        hints.append("`--classes all` reads every value as a separate class (docs/masks.md).")
+        hints.append(f"`--classes all` reads every {value} as a separate class (docs/masks.md).")
     return UsageError(
-        f"It is not known which value of the masks of `{location}` is the foreground.",
+        f"It is not known which {value} of the masks of `{location}` is the foreground.",
         f"Their values (share of the pixels): {shares_in_words(counts)}.{' ' + why if why else ''}",
         " ".join(hints),
     )

@@ -208,7 +208,7 @@ def _channel_values(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> N
                 f"The mask `{ref}` has an alpha channel that contradicts its colours.",
                 "In this data set the colours are the mask, and in this file some transparent "
                 "pixels are not black.",
-                "Save it again without an alpha channel, as PNG with 0 and 255.",
+                "Save it again as PNG without an alpha channel.",
             )
     return pixels.values
 
@@ -221,7 +221,7 @@ def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: FileRef) -> 
         raise UsageError(
             f"The mask `{ref}` is a JPEG file with colours.",
             "JPEG blurs colours at edges, so that the borders of the mask are not known.",
-            "Save it again as PNG with 0 and 255.",
+            "Save it again from its original as PNG.",
         )
     if blurred_share(counts, steps, _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE) is None:
         commonest = max(counts, key=lambda v: counts[v] * (min(abs(v - k) for k in steps) > 32))

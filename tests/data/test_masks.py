@@ -255,6 +255,20 @@ def test_flags_that_make_no_sense(options: Any, message: str, tmp_path: Path) ->
         survey([ref], "the set", **options)
 
 
+def test_advice_on_masks_in_colours_is_about_colours(tmp_path: Path) -> None:
+    colours = np.array([[[0, 0, 0], [0, 255, 0], [255, 0, 0]]], np.uint8)
+    ref = _write(tmp_path, "m.png", colours)
+    message = (
+        r"(?s)which colour of .*`'#00ff00,#ff0000'` for several, `nonzero` for every colour except "
+        r"black\); all other colours .*`--ignore COLOUR`.*every colour as a separate class"
+    )
+    with pytest.raises(UsageError, match=message):
+        survey([ref], "the set")
+    message = r"List the colours that are classes, .*`--classes '#00ff00=liver,#ff0000=kidney'`"
+    with pytest.raises(UsageError, match=message):
+        survey([ref], "the set", classes="all", ignore="#00ff00,#ff0000")
+
+
 def test_a_value_that_other_masks_do_not_have_is_never_guessed(tmp_path: Path) -> None:
     reading, _ = survey([_write(tmp_path, "a.png", SHAPE)], "the set")
     late = _write(tmp_path, "late.png", SHAPE * 255)
