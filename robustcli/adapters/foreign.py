@@ -177,6 +177,10 @@ def _read_network(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
 # The output of a network in a common form.
 
 
+class _OutputError(RunError):
+    """The network returned something other than scores, whatever the size of its input."""
+
+
 class LogitNetwork(nn.Module):
     """A foreign network with logits as output: (B, classes) or (B, classes, h, w).
 
@@ -245,7 +249,8 @@ class LogitNetwork(nn.Module):
     def raw(self, images: Tensor) -> Tensor:
         """The output of the network as one tensor."""
         try:
-            scores = _tensor(self.network(images))
+            output = self.network(images)
+            scores = _tensor(output)
         except (Exception, SystemExit) as error:
             if isinstance(error, RobustError) or is_out_of_memory(error):
                 raise  # the caller halves the batch if memory ran out
@@ -254,12 +259,20 @@ class LogitNetwork(nn.Module):
             located = foreign_code_error(problem, error)
             raise RunError(located.what, located.why, located.todo) from error
         if scores is None:
-            raise RunError(
+            came = (
+                f"a tensor of {output.dtype}"
+                if isinstance(output, Tensor)
+                else f"`{type(output).__name__}`"
+            )
+            raise _OutputError(
                 f"`{self.model_name}` does not return a tensor of scores.",
                 "Expected (images, classes) of a classifier or (images, classes, h, w) of a "
-                "segmenter: a tensor, the first item of a list, or under `logits` or `out`.",
+                "segmenter: a tensor of floating-point numbers, the first item of a list, or under "
+                f"`logits` or `out`. It returned {came}.",
                 "Wrap it in a module that returns its scores.",
             )
+        if scores.ndim == 1 and len(scores) == len(images):
+            return scores[:, None]  # one number per image
         if scores.ndim == 4 and tuple(scores.shape[2:]) == (1, 1):
             return scores.flatten(1)  # a fully convolutional classifier
         return scores[:, None] if scores.ndim == 3 else scores
@@ -302,8 +315,8 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
             "A classifier needs one score per class, as the class with the highest score is its "
             "prediction; with one score, this is the same class for every image.",
             "For two classes, wrap it in a module that returns two scores: of a logit z of the "
-            "second class, `torch.cat([torch.zeros_like(z), z], 1)`; of its probability p, "
-            "`torch.cat([1 - p, p], 1)`.",
+            "second class, with the shape (images, 1), `torch.cat([torch.zeros_like(z), z], 1)`; "
+            "of its probability p, `torch.cat([1 - p, p], 1)`.",
         )
     if sidecar is None:
         answers.probabilities = _are_probabilities(answers, scores, notes)
@@ -371,16 +384,22 @@ def _first_answer(
             size = (channels, side, side)
             try:
                 scores = _answer(answers, size)
+            except _OutputError as error:
+                raise UsageError(error.what, error.why, error.todo) from error
             except RunError as error:
                 problem = problem or error
                 continue
             if scores.ndim in (2, 4):
                 return size, scores
-            problem = problem or RunError(
+            squeezed = (
+                " The first dimension must be the images: for one image, `squeeze` removes it."
+            )
+            raise UsageError(
                 f"`{answers.model_name}` has the output of neither a classifier nor a segmenter.",
                 f"For one image, its output has the shape {tuple(scores.shape)}; expected (1, "
                 "classes) or (1, classes, h, w).",
-                "Wrap it in a module that returns one of these shapes.",
+                "Wrap it in a module that returns one of these shapes."
+                + (squeezed if scores.ndim < 2 else ""),
             )
     assert problem is not None, "one size was tried"
     tried = "" if len(sides) == 1 else (

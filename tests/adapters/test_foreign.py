@@ -398,9 +398,14 @@ def test_scores_are_found_in_what_is_returned(form: object) -> None:
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        (lambda maps: maps.mean(), "neither a classifier nor a segmenter"),
-        (lambda maps: "cat", "does not return a tensor of scores"),
-        (lambda maps: maps.mean((2, 3)).argmax(1), "does not return a tensor of scores"),
+        (lambda maps: maps.mean(), r"neither a classifier nor a segmenter(.|\n)*`squeeze` removes"),
+        (lambda maps: maps.mean((2, 3)).squeeze(), r"shape \(10,\);(.|\n)*`squeeze` removes it\.$"),
+        (lambda maps: "cat", r"does not return a tensor of scores(.|\n)*It returned `str`\."),
+        (
+            lambda maps: maps.mean((2, 3)).argmax(1),
+            r"returned a tensor of torch.int64.\nWrap.*es\.$",
+        ),
+        (lambda maps: maps.mean((1, 2, 3)), r"(?s)one number per image.*torch\.cat"),
         (lambda maps: maps.mean((1, 2, 3))[:, None], r"(?s)one number per image.*torch\.cat"),
         (lambda maps: maps.no_attribute, r"AttributeError(.|\n)*test_foreign\.py:\d+"),
     ],
