@@ -303,7 +303,7 @@ BUILDERS: dict[str, Builder] = {
 }
 
 
-OUR_BUILDERS = ("vmamba", "vim", "zoo")
+OUR_BUILDERS = ("vmamba", "vim", "cifar", "zoo")
 """Builders whose variants are names of `models.architectures.ARCHITECTURES`."""
 
 

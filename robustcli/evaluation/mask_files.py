@@ -14,6 +14,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -34,9 +35,15 @@ from robustcli.core.working_copy import helping
 from robustcli.data.archives import list_place
 from robustcli.data.dataset import FileRef, reasons_in_lines
 from robustcli.data.decode import UnreadableImage, decode
+from robustcli.data.layouts import MASK_RECOGNISERS, find_layout
 from robustcli.data.listing import HDF5_SUFFIXES, NIFTI_SUFFIXES
 from robustcli.data.mask_classes import colours_of
-from robustcli.data.published_masks import LABEL_FILES, look_like_channels, stacked_channels
+from robustcli.data.published_masks import (
+    LABEL_FILES,
+    PUBLISHED_MASKS,
+    look_like_channels,
+    stacked_channels,
+)
 from robustcli.data.splits import subset_in_words, take_ids
 from robustcli.data.tables import Say, ignore_note
 from robustcli.evaluation.distributed import Group, incomplete
@@ -46,6 +53,7 @@ from robustcli.tasks.pictures import indexed, overlaid
 OVERLAY = "_overlay"
 UNREADABLE_FILE = "unreadable.json"  # image and reason of each image that cannot be read
 _MASK = "_mask"  # suffix of a true mask next to its image, as in the LGG set
+_LABELS = "_labels"  # suffix of the folder of true masks, as in Massachusetts Roads
 _FILES_SHOWN = 3
 _TAG = "robust"  # key of the PNG text with the hash of model and settings
 _MOST_IMAGES, _MOST_PIXELS = 8, 8 * 512 * 512  # per batch
@@ -78,9 +86,8 @@ def list_jobs(
     The output of an image in a folder keeps the path relative to that folder; the output of a
     single file keeps its name. The mask has the stem of the image. Folders are searched
     recursively; in nnU-Net's folders, an image can have one file per channel (`stacked_channels`).
-    Skipped are files below `out`, true masks next to their images (`X_mask.tif` next to `X.tif`), a
-    folder `masks` next to `images`, nnU-Net's labels, and leftovers of other programs (`say`
-    receives their number).
+    Skipped are files below `out`, true masks (`_without_true_masks`), nnU-Net's labels, and
+    leftovers of other programs (`say` receives their number).
 
     Raises:
         UsageError: There are no images, two outputs have the same path, an output would overwrite
@@ -119,8 +126,7 @@ def _images(
             files = list(listing.files)
             if path.is_dir():
                 files = [file for file in files if out not in file.path.resolve().parents]
-            names = {file.relative for file in files}
-            files = [file for file in files if not _is_true_mask(file, names)]
+            files = _without_true_masks(path, files)
             shown = stacked_channels(path, files)
             if not grey:
                 _check_no_channels(path, shown)
@@ -174,14 +180,40 @@ def _not_an_image(volume: Path) -> UsageError:
     )
 
 
-def _is_true_mask(file: FileRef, names: set[str]) -> bool:
+def _without_true_masks(location: Path, files: Sequence[FileRef]) -> list[FileRef]:
+    """`files` without the true masks of a data set, which are not predicted as images.
+
+    True masks are those of any layout that a training reads, and, also for images without masks,
+    `X_mask.tif` next to `X.tif`, a folder `masks` next to `images`, and `X_labels` next to `X`.
+    """
+    masks = set[tuple[Path, str | None]]()
+    with suppress(UsageError):  # images without masks
+        layout = find_layout(location, files, (*PUBLISHED_MASKS, *MASK_RECOGNISERS), inside=True)
+        for pair in () if layout is None else layout.labelled:
+            refs = [pair.label, *(part for _, part in pair.label.parts)]
+            masks |= {(ref.path, ref.member) for ref in refs}
+    names = {file.relative for file in files}
+    folders = {folder for name in names for folder in PurePosixPath(name).parents}
+    return [
+        file
+        for file in files
+        if (file.path, file.member) not in masks and not _is_true_mask(file, names, folders)
+    ]
+
+
+def _is_true_mask(file: FileRef, names: set[str], folders: set[PurePosixPath]) -> bool:
     path = PurePosixPath(file.relative)
     image = path.with_name(path.stem.removesuffix(_MASK) + path.suffix)
     is_beside_image = path.stem.endswith(_MASK) and str(image) in names
-    return is_beside_image or (
-        (file.folder or "").lower() == "masks"
-        and any(name.lower().startswith("images/") for name in names)
+    of_images = ((f, f.name.removesuffix(_LABELS)) for f in path.parents)
+    is_in_labels = any(
+        name not in ("", folder.name) and folder.with_name(name) in folders
+        for folder, name in of_images
     )
+    is_in_masks = (file.folder or "").lower() == "masks" and any(
+        name.lower().startswith("images/") for name in names
+    )
+    return is_beside_image or is_in_labels or is_in_masks
 
 
 def _check_outputs(jobs: Sequence[Job]) -> None:

@@ -93,9 +93,12 @@ _VMAMBA |= {
     )
 }
 _VIM = ("vim-t", "vim-t-plus", "vim-s", "vim-s-plus", "vim-b", "vim")
-_CIFAR = {"vit": "vit", "resnet9": "resnet9",
-          "cifar-resnet18": "cifar-resnet", "cifar-resnet50": "cifar-resnet"}  # fmt: skip
-# Family, module and names of the segmenters.
+# Family, module and names of the further classifiers, and of the segmenters.
+_CLASSIFIERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("vit", "cifar_networks", ("vit",)),
+    ("resnet9", "cifar_networks", ("resnet9",)),
+    ("cifar-resnet", "cifar_networks", ("cifar-resnet18", "cifar-resnet50")),
+)
 _SEGMENTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("umamba", "umamba", ("umamba", "umamba-enc", "umamba-nomamba", "umamba-pico")),
     ("vmunet", "vmunet", ("vmunet",)),
@@ -116,8 +119,9 @@ def _architectures() -> Iterator[Architecture]:
         yield Architecture(name, "vmamba", "cls", "vmamba", variant, vmamba_decays)
     for name in _VIM:
         yield Architecture(name, "vim", "cls", "vim", name, mamba_decays)
-    for name, family in _CIFAR.items():
-        yield Architecture(name, family, "cls", "cifar_networks", name, mamba_decays)
+    for family, module, names in _CLASSIFIERS:
+        for name in names:
+            yield Architecture(name, family, "cls", module, name, mamba_decays)
     for family, module, names in _SEGMENTERS:
         for name in names:
             yield Architecture(name, family, "seg", module, name, everything_decays)

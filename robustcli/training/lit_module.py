@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.networks import OUR_BUILDERS
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.segmenter import at_size, is_probability, selected_scores
 from robustcli.core.errors import RunError
@@ -328,12 +329,9 @@ class LitModule(pl.LightningModule):
         self.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
-_OURS = ("zoo", "vmamba", "vim", "cifar")
-
-
 def decays_of(entry: ModelEntry, network: nn.Module | None = None) -> Decays:
     """The parameters with weight decay: defined by our networks and timm's, else all parameters."""
-    if entry.builder in _OURS:
+    if entry.builder in OUR_BUILDERS:
         return architecture(entry.variant).decays
     if entry.builder == "timm" and network is not None:
         spared = frozenset(getattr(network, "no_weight_decay", set)())

@@ -241,6 +241,24 @@ def test_masks_of_an_archive_are_those_of_its_folder(images, otsu, tmp_path, for
     assert predict_masks(otsu, [archive], tmp_path / "a").existing == 9
 
 
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (["tiff/val/a.png", "tiff/val/b.png"], ["tiff/val_labels/a.png", "tiff/val_labels/b.png"]),
+        (["train/a.png", "val/b.png"], ["train_labels/a.png"]),  # no masks in `val`
+        (["ISIC-2017_Test_v2_Data/ISIC_1.png"],
+         ["ISIC-2017_Test_v2_Part1_GroundTruth/ISIC_1_segmentation.png"]),
+        (["set/images/a.png"], ["set/masks/a_left.png", "set/masks/a_right.png"]),
+        (["_labels/a.png", "cell_labels/a.png"], []),
+    ],
+)  # fmt: skip
+def test_true_masks_of_every_layout_are_no_images(tmp_path, images, masks):
+    """Masks of Massachusetts Roads and of ISIC were once predicted as images."""
+    folder = files(tmp_path / "in", *images, *masks)
+    jobs = list_jobs([folder], tmp_path / "out", overlays=False)
+    assert [job.image_id for job in jobs] == images
+
+
 def test_images_of_a_named_data_set(tmp_path):
     jobs = list_jobs([Path("nuclei-mini")], tmp_path, overlays=False)
     assert {job.image_id.partition("/")[0] for job in jobs} == {"images"}
