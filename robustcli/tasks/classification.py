@@ -32,6 +32,7 @@ from robustcli.metrics.columns import PREDICTION_SCHEMA
 from robustcli.tasks.base import (
     ORIGINAL,
     Batch,
+    ConfigT,
     Data,
     Forward,
     Preparation,
@@ -45,7 +46,7 @@ from robustcli.tasks.base import (
     pool_of,
     select_subset,
 )
-from robustcli.tasks.heldout import choose_part, trainings_of
+from robustcli.tasks.heldout import choose_part, trainings_of, with_data_of_trainings
 from robustcli.tasks.pictures import SamplePicture, first_readable
 from robustcli.tasks.record import (
     DatasetRecord,
@@ -221,6 +222,12 @@ class ClassificationTask(Task[Classifier]):
     def check(self, config: TaskConfig) -> None:
         """See `Task.check`."""
         check_no_masks(config.foreground, config.ignore, config.mask_classes)
+
+    def with_defaults(self, config: ConfigT, listener: Listener) -> ConfigT:
+        """Uses the data of the models' training, unless the user sets the data."""
+        if config.data is not None or not trainings_of(config):
+            return config
+        return with_data_of_trainings(config, _classes(config).name, listener, masks=False)
 
     def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; all models must have the same classes.

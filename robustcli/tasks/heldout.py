@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.foreign import sidecar_of
@@ -18,8 +18,9 @@ from robustcli.core.listener import Listener
 from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.mask_classes import ClassTable, in_pairs
 from robustcli.data.mask_values import NONZERO
+from robustcli.data.sources import check_data_exists, find_default
 from robustcli.data.splits import read_splits
-from robustcli.tasks.base import TaskConfig
+from robustcli.tasks.base import ConfigT, TaskConfig
 from robustcli.tasks.record import EvaluatedPart, MasksRecord, class_table
 
 SPLITS_FILE = "splits.csv"
@@ -37,6 +38,7 @@ class TrainingData:
         parts: The split of each image by id; empty if `splits.csv` is missing.
         file_hashes: SHA-256 of the files of some training images by id, if recorded.
         mask_values: `--foreground`, `--ignore` and the classes of the training, if it used them.
+        data: The data set as a value of `--data`; None if the folder of the run is not at hand.
     """
 
     model: str
@@ -44,6 +46,7 @@ class TrainingData:
     parts: Mapping[str, str]
     file_hashes: Mapping[str, str] = field(default_factory=dict)
     mask_values: MaskValues | None = None
+    data: str | None = None
 
     def overlaps(self, dataset: Dataset) -> bool:
         """Whether `dataset` contains images of the training.
@@ -76,7 +79,8 @@ def training_data(request: ModelRequest) -> TrainingData | None:
     """
     sidecar = sidecar_of(request)
     if sidecar is not None:
-        return _training_data(request, header_for(request), sidecar.splits, sidecar.mask_values)
+        header = header_for(request)
+        return _training_data(request, header, sidecar.splits, sidecar.mask_values, None)
     path = weights_path(request)
     if path is None:
         return None
@@ -86,28 +90,48 @@ def training_data(request: ModelRequest) -> TrainingData | None:
     splits_file = next((file for file in files if file.is_file()), None)
     parts = {} if splits_file is None else read_splits(splits_file)
     masks = next((v for v in map(mask_values_of, folders) if v is not None), None)
-    return _training_data(request, header, parts, masks)
+    data = next((v for v in map(_data_of, folders) if v is not None), None)
+    return _training_data(request, header, parts, masks, data)
 
 
 def _training_data(
     request: ModelRequest, header: Header | None, parts: Mapping[str, str],
-    masks: MaskValues | None,
+    masks: MaskValues | None, data: str | None,
 ) -> TrainingData | None:  # fmt: skip
     if header is None and not parts:
         return None
     file_hashes = header.seen if isinstance(header, ClassifierHeader) else {}
     digest = None if header is None else header.trained_on
-    return TrainingData(request.name, digest, parts, file_hashes, masks)
+    return TrainingData(request.name, digest, parts, file_hashes, masks, data)
+
+
+def _recorded_dataset(run: Path) -> dict[str, Any] | None:
+    """The data set in the record of the training in `run`; None without a readable record.
+
+    The folder may be none of a run. If the record is damaged, reading it elsewhere reports that.
+    """
+    try:
+        recorded = parse_json((run / "run.json").read_text(encoding="utf-8"))["dataset"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return recorded if isinstance(recorded, dict) else None
+
+
+def _data_of(run: Path) -> str | None:
+    """The data set of the training in `run` as a value of `--data`."""
+    recorded = _recorded_dataset(run) or {}
+    # The images of a demonstration set lie in the installed package, which may have moved.
+    place = recorded.get("name" if recorded.get("demonstration") else "location")
+    return place if isinstance(place, str) and place else None
 
 
 def mask_values_of(run: Path) -> MaskValues | None:
     """The options with which the training in `run` read masks; None without such options."""
+    plain = (_recorded_dataset(run) or {}).get("masks")
     try:
-        record = parse_json((run / "run.json").read_text(encoding="utf-8"))
-        plain = record["dataset"].get("masks")
         masks = MasksRecord.model_validate(plain) if plain else None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return None  # not a run, or damaged; reading the record reports the damage
+    except ValueError:
+        return None  # damaged; reading the record reports the damage
     if masks is None:
         return None
     ignore = ",".join(masks.ignored) or None
@@ -133,6 +157,54 @@ def trainings_of(config: TaskConfig) -> list[TrainingData]:
     if config.splits_of is not None:
         trainings.append(TrainingData(str(config.splits_of), None, read_parts(config.splits_of)))
     return [training for training in trainings if training is not None]
+
+
+def with_data_of_trainings(
+    config: ConfigT, label_space: str, listener: Listener, *, masks: bool
+) -> ConfigT:
+    """Without `--data` and without a default of the user: the data that the models were trained on.
+
+    Models whose training is unknown are ignored. If no training is known, `config` is returned
+    unchanged, so that the default of the label space applies.
+
+    Args:
+        config: The settings.
+        label_space: The label space of the models.
+        listener: Receives the choice.
+        masks: Whether the task needs masks.
+
+    Raises:
+        UsageError: The data of the trainings are missing, or differ.
+    """
+    if config.data is not None or config.dataset is not None:
+        return config
+    default = find_default(label_space)
+    if default is not None and default.origin != "bundled":
+        return config
+    trained: dict[str, str] = {}
+    for training in trainings_of(config):
+        if training.data is not None:
+            trained.setdefault(training.data, training.model)
+    if not trained:
+        return config
+    (data, model), *others = trained.items()
+    if others:
+        raise UsageError(
+            f"`--data` is not set, and `{model}` and `{others[0][1]}` were trained on different "
+            "data.",
+            f"The data were `{data}` and `{others[0][0]}`.",
+            "Specify the images with `--data`.",
+        )
+    try:
+        check_data_exists(data, masks=masks)
+    except UsageError as error:
+        raise UsageError(
+            f"`--data` is not set, and the data of the training `{model}` are missing.",
+            f"They were in `{data}`.",
+            "Specify the images with `--data`.",
+        ) from error
+    listener.say(f"`--data` is not set; using {data}, on which `{model}` was trained.")
+    return replace(config, data=data)
 
 
 def read_parts(run: Path) -> Mapping[str, str]:

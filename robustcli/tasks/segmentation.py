@@ -24,6 +24,7 @@ from robustcli.core.watchdog import working_on
 from robustcli.data.dataset import Sample, UnreadableImage
 from robustcli.data.mask_values import IGNORED, UNSCORED
 from robustcli.data.masks import decode_pair
+from robustcli.data.named_datasets import SEGMENTATION
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.metrics.columns import mask_schema
 from robustcli.metrics.mask_scores import MOST_CONFUSED, BoolMask, near_counts
@@ -45,7 +46,12 @@ from robustcli.tasks.base import (
     pool_of,
     select_subset,
 )
-from robustcli.tasks.heldout import choose_part, in_flags, trainings_of
+from robustcli.tasks.heldout import (
+    choose_part,
+    in_flags,
+    trainings_of,
+    with_data_of_trainings,
+)
 from robustcli.tasks.pictures import SamplePicture, first_pair, update_panels, write_masks
 from robustcli.tasks.record import (
     DatasetRecord,
@@ -278,11 +284,12 @@ class SegmentationTask(Task[Segmenter]):
             raise UsageError(f"`{what}` cannot be used with segmenters.", why, todo)
 
     def with_defaults(self, config: ConfigT, listener: Listener) -> ConfigT:
-        """For images of a training, uses the mask values of that training.
+        """Uses the data of the models' training, and for its images also its mask values.
 
-        This only applies if the user sets no mask values, and only to the images of the training:
-        in other data, the same value may have another meaning.
+        Each only applies if the user does not set it, and the mask values only to the images of the
+        training: in other data, the same value may have another meaning.
         """
+        config = with_data_of_trainings(config, SEGMENTATION, listener, masks=True)
         if (config.foreground, config.ignore, config.mask_classes) != (None, None, None):
             return config
         trainings = [training for training in trainings_of(config) if training.mask_values]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.core.errors import UsageError
 from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.sources import Classes, open_dataset
+from robustcli.tasks.base import TaskConfig
 from robustcli.tasks.heldout import TrainingData, choose_part, read_parts, training_data
+from robustcli.tasks.segmentation import SegmentationTask
 from tests.evaluation.cells import OTSU, make_training, pairs_in
 from tests.training.images import write_photos
 from tests.training.runs import Recorder
@@ -160,6 +163,65 @@ def test_nothing_is_told_by_other_files(index, tmp_path):
     assert training_data(OTSU) is None
     run = make_training(tmp_path / "run", index)
     assert training_data(ModelRequest("ulvm_v2", weights=run, untrained=True)) is None
+
+
+@pytest.fixture
+def no_default(monkeypatch, tmp_path):
+    """Neither an environment variable nor `robust.toml` sets default data."""
+    monkeypatch.delenv("ROBUST_DATA_SEGMENTATION", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def trained_on(run, index, location, **record):
+    make_training(run, index)
+    (run / "run.json").write_text(json.dumps({"dataset": {"location": str(location), **record}}))
+    return ModelRequest(str(run))
+
+
+def data_of(*models, **settings):
+    """The data set that is used, and the announcements."""
+    heard = Recorder()
+    config = TaskConfig(models, ("identity",), **settings)
+    return SegmentationTask().with_defaults(config, heard).data, heard.lines
+
+
+@pytest.mark.usefixtures("no_default")
+def test_without_data_the_images_of_the_training_are_used(index, tmp_path, monkeypatch):
+    run = trained_on(tmp_path / "run", index, index.location)
+    announced = f"`--data` is not set; using {index.location}, on which `{run.name}` was trained."
+    assert data_of(run) == (index.location, [announced])
+    assert data_of(OTSU, run)[0] == index.location, "a model without training fits all data"
+    weights = ModelRequest("ulvm_v2", weights=tmp_path / "run" / "weights.safetensors")
+    assert data_of(weights)[0] == index.location
+    assert data_of(run, data="others") == ("others", [])
+    assert data_of(OTSU) == (None, [])
+    monkeypatch.setenv("ROBUST_DATA_SEGMENTATION", "mine")
+    assert data_of(run) == (None, []), "the default of the user comes first"
+
+
+@pytest.mark.usefixtures("no_default")
+def test_the_demonstration_set_of_a_training_is_found_by_name(index, tmp_path):
+    gone = tmp_path / "old environment" / "nuclei-mini.tar"
+    run = trained_on(tmp_path / "run", index, gone, name="nuclei-mini:stained", demonstration=True)
+    assert data_of(run)[0] == "nuclei-mini:stained"
+
+
+@pytest.mark.usefixtures("no_default")
+def test_missing_or_different_data_of_trainings_are_an_error(index, tmp_path):
+    run = trained_on(tmp_path / "run", index, index.location)
+    moved = trained_on(tmp_path / "moved", index, tmp_path / "gone")
+    with pytest.raises(UsageError, match=f"the data of the training `{moved.name}` are missing"):
+        data_of(moved)
+    with pytest.raises(UsageError, match="were trained on different data") as caught:
+        data_of(run, moved)
+    assert caught.value.why == f"The data were `{index.location}` and `{tmp_path / 'gone'}`."
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"dataset": 1}', '{"dataset": {"location": 1}}'])
+def test_a_file_that_is_no_record_of_a_training_names_no_data(content, index, tmp_path):
+    run = make_training(tmp_path / "run", index)
+    (run / "run.json").write_text(content)
+    assert training_data(ModelRequest(str(run))).data is None
 
 
 def test_damaged_splits_are_an_error(index, tmp_path):
