@@ -6,12 +6,13 @@ import importlib
 import os
 import select
 import sys
+import traceback
 from typing import Any
 
 import click
 
 from robustcli import __version__
-from robustcli.core.errors import RobustError
+from robustcli.core.errors import RobustError, RunError
 from robustcli.core.machine import complete_user, wait_briefly
 from robustcli.core.names import nearest
 from robustcli.core.signals import interruptible, was_interrupted
@@ -117,9 +118,7 @@ class LazyGroup(click.Group):
                 raise
             status = READER_GONE  # raised in `--help`, which click prints
         except Exception as error:
-            from robustcli.cli.failures import print_unexpected
-
-            status = _say_interrupted() if was_interrupted() else print_unexpected(error)
+            status = _say_interrupted() if was_interrupted() else _say_failed(error)
         code = _flushed(status if isinstance(status, int) else 0)
         if code == INTERRUPTED and _thread_hangs():
             os._exit(code)
@@ -144,6 +143,23 @@ def _say_interrupted() -> int:
         "Interrupted. Written files are kept: repeat the command to continue from them.", err=True
     )
     return INTERRUPTED
+
+
+def _say_failed(error: Exception) -> int:
+    """Prints the error of a library, of the system or of this program; returns the exit code."""
+    from robustcli.cli.failures import print_known, print_unexpected
+
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    if isinstance(error, OSError) and innermost.f_globals.get("__name__") == "click.utils":
+        return print_known(
+            RunError(
+                "The output of the command cannot be written.",
+                f"The error of the file system is: {error.strerror or error}.",
+                "Free some space, or redirect the output to another file, then repeat the command: "
+                "finished results are kept and not computed again.",
+            )
+        )
+    return print_unexpected(error)
 
 
 def _thread_hangs() -> bool:

@@ -187,8 +187,24 @@ def to_csv(table: pd.DataFrame) -> str:
     return harmless.to_csv(index=False, lineterminator="\n")
 
 
+_STREAMS = tuple(map(Path, ("/dev", "/dev/fd", "/proc/self/fd")))
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether `path` is a pipe, a device, or a name of an open file, such as `/dev/stdout`."""
+    exists = path.exists() and not path.is_dir()
+    return exists and (not path.is_file() or path.absolute().parent in _STREAMS)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` durably (see `replacing`)."""
+    """Writes `content` to `path` durably (see `replacing`); a pipe or device is not replaced."""
+    if _is_stream(path):
+        try:
+            with path.open("ab") as stream:
+                stream.write(content)
+        except OSError as error:
+            raise refused(path, error) from error
+        return
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 

@@ -640,19 +640,19 @@ def _summary(table: pd.DataFrame, model: str, layout: TableLayout) -> str:
     parts = [f"{layout.show_clean(row)} (identity)" for _, row in clean.iterrows()]
     ends = best_and_worst(rows, layout.measure)
     if ends.worst:
-        parts.append(f"best {_cells(rows, ends.best, layout)}")
-        parts.append(f"worst {_cells(rows, ends.worst, layout)}")
+        parts.append(f"best: {_cells(rows, ends.best, layout)}")
+        parts.append(f"worst: {_cells(rows, ends.worst, layout)}")
     elif ends.best:  # a single transform, or equal ones, are neither best nor worst
         parts.append(_cells(rows, ends.best, layout))
-    return f"{model}: {', '.join(parts)}"
+    return f"{model}: {'; '.join(parts)}"
 
 
 def _cells(rows: pd.DataFrame, cells: list[tuple[str, int]], layout: TableLayout) -> str:
     """The names of transforms with the same score, and the score."""
     transform, severity = cells[0]
     row = rows[(rows["transform"] == transform) & (rows["severity"] == severity)].iloc[0]
-    names = some_of([cell_label(*cell) for cell in cells])
-    return f"{names} {layout.measure.value(row)}{layout.measure.suffix}"
+    names = some_of([f"{t} at severity {s}" if s else t for t, s in cells])
+    return f"{names} ({layout.measure.value(row)}{layout.measure.suffix})"
 
 
 def evaluation_summary(findings: Findings) -> str:

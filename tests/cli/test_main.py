@@ -241,6 +241,15 @@ def test_a_reader_who_leaves_is_no_error(arguments: list[str]) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="closes the streams in a POSIX shell")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_on_a_full_disk_is_named() -> None:
+    with Path("/dev/full").open("w") as full:
+        process = python("-m", "robustcli", "list", "transforms", stdout=full.fileno())
+    assert process.returncode == 1
+    assert "The output of the command cannot be written.\n" in process.stderr
+    assert "redirect the output to another file" in process.stderr
+
+
 def test_closed_streams_give_their_numbers_to_no_file(tmp_path: Path) -> None:
     """`robust ... >&-`: the next file would be written to by what C libraries print."""
     code = (

@@ -240,6 +240,23 @@ def test_permissions_follow_the_umask(tmp_path: Path, mask: int, mode: int) -> N
     assert stat.S_IMODE((tmp_path / "rows.bin").stat().st_mode) == mode
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe, read = tmp_path / "pipe", list[bytes]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_text(pipe, "numbers")
+    reader.join(10)
+    assert read == [b"numbers"]
+    assert pipe.is_fifo()
+    ends = os.pipe()  # as from `>(...)` in a shell
+    write_text(Path(f"/dev/fd/{ends[1]}"), "numbers")
+    assert os.read(ends[0], 100) == b"numbers"
+    for end in ends:
+        os.close(end)
+
+
 def test_readers_and_writers_at_once_see_whole_files_only(file: Path) -> None:
     whole = {b"old", *(bytes([n]) * 50_000 for n in range(4))}
     seen: set[bytes] = set()
