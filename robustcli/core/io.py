@@ -192,8 +192,12 @@ _STREAMS = tuple(map(Path, ("/dev", "/dev/fd", "/proc/self/fd")))
 
 def _is_stream(path: Path) -> bool:
     """Whether `path` is a pipe, a device, or a name of an open file, such as `/dev/stdout`."""
-    exists = path.exists() and not path.is_dir()
-    return exists and (not path.is_file() or path.absolute().parent in _STREAMS)
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False  # it does not exist, or cannot be written
+    plain = stat.S_ISREG(mode) and path.absolute().parent not in _STREAMS
+    return not plain and not stat.S_ISDIR(mode)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -240,7 +240,6 @@ def test_a_reader_who_leaves_is_no_error(arguments: list[str]) -> None:
     assert (process.returncode, process.stderr) == (READER_GONE, "")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="closes the streams in a POSIX shell")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_output_on_a_full_disk_is_named() -> None:
     with Path("/dev/full").open("w") as full:
@@ -250,6 +249,7 @@ def test_output_on_a_full_disk_is_named() -> None:
     assert "redirect the output to another file" in process.stderr
 
 
+@pytest.mark.skipif(os.name == "nt", reason="closes the streams in a POSIX shell")
 def test_closed_streams_give_their_numbers_to_no_file(tmp_path: Path) -> None:
     """`robust ... >&-`: the next file would be written to by what C libraries print."""
     code = (
