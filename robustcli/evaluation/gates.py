@@ -33,6 +33,7 @@ from robustcli.transforms.base import CLEAN, Cell
 GATES_FILE = "gates.json"
 MEAN, CLEAN_TARGET, EVERY = "mean", "clean", "*"
 _SCORE: dict[TaskName, str] = {"cls": "top1", "seg": "dice"}
+_IDS = ("image_id",)
 _SCALE: dict[TaskName, float] = {"cls": 100.0, "seg": 1.0}
 
 
@@ -309,6 +310,10 @@ def judge_run(run: Path, gates: Sequence[Gate]) -> GatesRecord:
             "Scores of a subset of the images would be compared with limits for all images.",
             "Complete it with the same `robust eval` command, then check the gates again.",
         )
+    reader = _Reader(run)
+    for model in scope.models:
+        for cell in scope.cells:  # files of a complete run can be lost, such as by an upload
+            reader.check_complete(model, cell, reader.store.rows(model, cell, scope.task, _IDS))
     return judge(run, gates, scope)
 
 
@@ -342,14 +347,18 @@ class _Reader:
         key = (model, cell)
         if key not in self._rows:
             rows = self.store.rows(model, cell, self.record.task)
-            if len(rows) != self.expected or rows.empty:
-                raise RunError(
-                    f"`{self.run}` has missing rows of `{model}` under {_label(cell)}.",
-                    f"{len(rows):,} of {self.expected:,} exist, so no gate can be checked.",
-                    "Complete the run with the same `robust eval` command.",
-                )
+            self.check_complete(model, cell, rows)
             self._rows[key] = rows
         return self._rows[key]
+
+    def check_complete(self, model: str, cell: Cell, rows: pd.DataFrame) -> None:
+        """Raises RunError if `rows` are not those of all images."""
+        if len(rows) != self.expected or rows.empty:
+            raise RunError(
+                f"`{self.run}` has missing rows of `{model}` under {_label(cell)}.",
+                f"{len(rows):,} of {self.expected:,} exist, so no gate can be checked.",
+                "Complete the run with the same `robust eval` command.",
+            )
 
     def units(self, model: str, cell: Cell) -> pd.Series[float]:
         """The values whose mean is the score: correctness by image, or dice by group."""

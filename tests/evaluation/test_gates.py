@@ -187,6 +187,13 @@ def test_segmenters_are_judged_by_dice(tmp_path: Path) -> None:
     assert means.low < means.value
 
 
+def test_a_run_that_lost_a_file_is_not_judged_by_its_other_rows(run: Path) -> None:
+    assert gate_results(run, "clean=0").passed
+    next(run.glob("predictions/model=swin-b/transform=*/severity=3/*.parquet")).unlink()
+    with pytest.raises(RunError, match=r"missing rows of `swin-b` under .*severity 3"):
+        gate_results(run, "vmamba-b:clean=0")
+
+
 def test_an_incomplete_run_is_not_judged(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", RunPlan(images=60, done=0.5))
     with pytest.raises(RunError, match=r"has missing rows of `vmamba-b`.*\n30 of 60 exist"):

@@ -316,6 +316,47 @@ def test_a_transform_counts_once_in_the_mean_whatever_its_severities():
     assert rank.mean == (1 + 0.5) / 2
 
 
+def test_models_that_lack_cells_and_images_are_compared_on_what_they_share():
+    generator = np.random.default_rng(4)
+    cells = [("fog", 1), ("fog", 2), ("fog", 3), ("snow", 0), ("snow", 2), ("rain", 0)]
+    lacked = {"a": {("rain", 0)}, "b": {("fog", 2)}, "c": {("snow", 2)}}
+    answers = {m: {c: rows(generator.integers(2, size=30)) for c in cells} for m in lacked}
+    models = {
+        m: {c: r.drop(generator.choice(30, 3, replace=False)) for c, r in answers[m].items()}
+        for m in lacked
+    }
+    for name, missing in lacked.items():
+        models[name] = {c: r for c, r in models[name].items() if c not in missing}
+
+    def means(names, chosen):  # of each model: over the severities of a transform, then transforms
+        parts = [models[m][c].set_index("image_id")["prediction"] for m in names for c in chosen]
+        table = pd.concat(parts, axis=1, join="inner")
+        table.columns = pd.MultiIndex.from_tuples([(m, *c) for m in names for c in chosen])
+        scores = table.mean().groupby(level=[0, 1]).mean().groupby(level=0).mean()
+        return len(table), scores
+
+    n, expected = means("abc", [("fog", 1), ("fog", 3), ("snow", 0)])
+    ranks = rank_probabilities(models, "cls", BOOTSTRAP)
+    assert [r.model for r in ranks] == list(expected.sort_values(ascending=False).index)
+    assert {r.model: (r.mean, r.n) for r in ranks} == {
+        m: (pytest.approx(mean), n) for m, mean in expected.items()
+    }
+    for line in transform_verdicts(models, "cls", BOOTSTRAP):
+        pair = line.first + line.second
+        fog = [("fog", s) for s in (1, 2, 3) if s != 2 or "b" not in pair]
+        n, scores = means(pair, {"fog": fog}.get(line.transform, [(line.transform, 0)]))
+        assert (line.n, line.difference) == (n, pytest.approx(scores.iloc[0] - scores.iloc[1]))
+
+
+def test_cells_without_a_test_do_not_count_in_holms_correction():
+    few = {m: mask_rows([90, t], ["p", "p"]) for m, t in (("a", 80), ("b", 10))}
+    many = {m: mask_rows(t) for m, t in (("a", [90, 80, 85, 95]), ("b", [80, 70, 80, 90]))}
+    models = {m: {("fog", 0): few[m], ("snow", 0): many[m]} for m in "ab"}
+    fog, snow = verdicts(models, "seg", BOOTSTRAP)
+    assert (fog.p_adjusted, snow.p_adjusted) == (None, snow.p)
+    assert snow.p == 2 / 2**4
+
+
 def test_ranks_depend_on_the_seed_alone():
     generator = np.random.default_rng(0)
     models = {m: {CLEAN: rows(generator.integers(2, size=50))} for m in "ab"}
