@@ -414,9 +414,10 @@ class PairedRows:
 def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
     """The rows of the cells and images that all of `models` share, and what is left out.
 
-    An image counts as the same in two runs if its id, class and pixels are equal. Pixels are
-    compared by the digests that every evaluation records, of clean and transformed images. A cell
-    is left out if it is not finished in every run, or if its transform produced different pixels.
+    An image counts as the same in two runs if its id, class (or group) and pixels are equal. Pixels
+    are compared by the digests that every evaluation records, of clean and transformed images. A
+    cell is left out if it is not finished in every run, or if its transform produced different
+    pixels.
     """
     paired = PairedRows({model.label: {} for model in models})
     shared = [k for k in models[0].run.cells if all(k in m.run.cells for m in models)]
@@ -424,6 +425,7 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
     other_pixels: list[CellKey] = []
     changed_files: set[str] = set()
     other_classes: set[str] = set()
+    other_groups: set[str] = set()
     ids: pd.Series[str] | None = None
     for key in sorted(shared, key=lambda key: key != CLEAN_CELL):
         frames = [model.run.images(model.model, key) for model in models]
@@ -445,7 +447,9 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
         elif changed - changed_files:
             other_pixels.append(key)
             continue
-        other_classes |= _other_classes(models, frames)
+        if not models[0].run.record.dataset.several_labels:
+            other_classes |= _unequal(frames, "target")
+        other_groups |= _unequal(frames, "group")
         for model, frame in zip(models, frames, strict=True):
             ids = share_ids(frame, ids)
             paired.rows[model.label][key] = frame
@@ -454,9 +458,10 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
         ("Different pixels after the transform", list(map(_cell_name, other_pixels))),
         ("Images with different pixels", sorted(changed_files)),
         ("Images of another class", sorted(other_classes)),
+        ("Images of another group", sorted(other_groups)),
     )
     paired.left_out += [f"{reason}: {_some(names)}." for reason, names in reasons if names]
-    _keep_common(paired, changed_files | other_classes)
+    _keep_common(paired, changed_files | other_classes | other_groups)
     order = {key: number for number, key in enumerate(shared)}
     for label, cells in paired.rows.items():
         paired.rows[label] = dict(sorted(cells.items(), key=lambda cell: order[cell[0]]))
@@ -515,16 +520,16 @@ def _common_ids(frames: Sequence[pd.DataFrame]) -> pd.Index:
     return common
 
 
-def _other_classes(models: Sequence[ComparedModel], frames: Sequence[pd.DataFrame]) -> set[str]:
-    """The images whose true class differs between the tables; empty for segmenters.
+def _unequal(frames: Sequence[pd.DataFrame], column: str) -> set[str]:
+    """The images whose value of `column` differs between tables; empty for tables without it.
 
     Of several true classes, a row contains the one that its model ranks highest, so that rows of
     the same image can differ; only the digests of the data contain all of them.
     """
-    if "target" not in frames[0] or models[0].run.record.dataset.several_labels:
+    if column not in frames[0]:
         return set()
     common = _common_ids(frames)
-    tables = [frame.set_index("image_id")["target"].reindex(common) for frame in frames]
+    tables = [frame.set_index("image_id")[column].reindex(common) for frame in frames]
     return {str(i) for table in tables[1:] for i in common[(table != tables[0]).to_numpy()]}
 
 

@@ -30,13 +30,16 @@ from robustcli.reports.pages import (
 from robustcli.reports.pairing import (
     ComparedModel,
     EvaluatedRun,
+    PairedRows,
     find_models,
+    read_rows,
     setting_differences,
     split_name,
     unique_labels,
 )
 from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.seeds_findings import SeedSeries, SeedsFindings, read_seeds
+from robustcli.reports.statistics import CLEAN_CELL
 
 _INTERVALS = ("seeds", "units", "joint")
 _COMPARISON_COLUMNS = (
@@ -65,12 +68,6 @@ class SeededModel:
     series: SeedSeries
 
     @property
-    def rows(self) -> list[pd.DataFrame]:
-        """The rows of the held-out images, for each evaluated seed."""
-        tests = (run.training.test for run in self.series.measured)
-        return [test.rows for test in tests if test is not None]
-
-    @property
     def seeds(self) -> list[int]:
         """The evaluated seeds."""
         return [run.seed for run in self.series.measured]
@@ -78,10 +75,20 @@ class SeededModel:
     @property
     def evaluated(self) -> ComparedModel:
         """The evaluation of its first seed, which represents the settings of all seeds."""
-        run = self.series.measured[0].training.run
-        (model,) = find_models([str(run)], fewest=1)[0]
-        source = EvaluatedRun(self.source, model.run.folder, trained=True)
-        return ComparedModel(self.label, source, model.model)
+        return replace(self.evaluations[0], label=self.label)
+
+    @property
+    def evaluations(self) -> list[ComparedModel]:
+        """The evaluation of each of its evaluated seeds."""
+        models = [find_models([str(r.training.run)], fewest=1)[0][0] for r in self.series.measured]
+        return [
+            ComparedModel(
+                f"{self.label}, seed {seed}",
+                EvaluatedRun(self.source, model.run.folder, trained=True),
+                model.model,
+            )
+            for seed, model in zip(self.seeds, models, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -108,10 +115,12 @@ class SeedsComparison:
 
     Args:
         models: At least two.
+        paired: Rows of the images that all seeds of all models held out.
         differences: Sentences on the settings in which they differ; empty if they match.
     """
 
     models: Sequence[SeededModel]
+    paired: PairedRows
     differences: Sequence[str]
 
     @property
@@ -146,7 +155,10 @@ class SeedsComparison:
 
     @cached_property
     def _units(self) -> FloatArray | None:
-        return unit_scores(self.task, [frame for model in self.models for frame in model.rows])
+        seeds = self.paired.rows.values()
+        if not all(seeds):
+            return None
+        return unit_scores(self.task, [cells[CLEAN_CELL] for cells in seeds])
 
     @cached_property
     def pairs(self) -> list[SeedsPair]:
@@ -159,10 +171,10 @@ class SeedsComparison:
         if units is None:
             raise UsageError(
                 "These folders have no held-out image in common.",
-                "Comparisons are paired by image.",
+                "\n".join(["Comparisons are paired by image.", *self.paired.left_out]),
                 "Train both with the same data, `--limit`, `--seed` and `--split-seed`.",
             )
-        ends = np.cumsum([len(model.rows) for model in self.models])
+        ends = np.cumsum([len(model.seeds) for model in self.models])
         parts = np.split(units, ends[:-1], axis=1)
         seed = self.models[0].findings.record.seed
         bootstrap = Bootstrap(seed, confidence=self.confidence)
@@ -209,6 +221,7 @@ class SeedsComparison:
                 for model in self.models
             ],
             "differences": list(self.differences),
+            "left_out": list(self.paired.left_out),
             "pairs": json_records(self.table()),
         }
         return json.dumps(document, indent=1, allow_nan=False) + "\n"
@@ -253,14 +266,22 @@ def read_seeds_comparison(
         )
     unlike = setting_differences([model.evaluated for model in models])
     refusals = [difference.sentence for difference in unlike if not difference.forcible]
-    if refusals or (unlike and not force_common):
-        raise UsageError(
-            "These seeds differ in more than their networks.",
-            "\n".join(refusals or [difference.sentence for difference in unlike]),
-            "Train them with the same data, `--limit`, `--seed` and `--split-seed`."
-            + ("" if refusals else " `--force-common` compares the images that all folders have."),
-        )
-    return SeedsComparison(models, [difference.sentence for difference in unlike])
+    differences = [difference.sentence for difference in unlike]
+    if refusals or (differences and not force_common):
+        raise _not_alike(refusals or differences, forcible=not refusals)
+    paired = read_rows([seed for model in models for seed in model.evaluations])
+    if paired.left_out and not force_common:
+        raise _not_alike(paired.left_out, forcible=True)
+    return SeedsComparison(models, paired, differences)
+
+
+def _not_alike(sentences: Sequence[str], *, forcible: bool) -> UsageError:
+    return UsageError(
+        "These seeds differ in more than their networks.",
+        "\n".join(sentences),
+        "Train them with the same data, `--limit`, `--seed` and `--split-seed`."
+        + (" `--force-common` compares the images that all folders have." if forcible else ""),
+    )
 
 
 def _models(name: str) -> Iterator[SeededModel]:
@@ -303,6 +324,7 @@ def seeds_comparison_text(comparison: SeedsComparison) -> str:
         for pair in comparison.pairs
     ]
     blocks = [f"The folders differ. {sentence}" for sentence in comparison.differences]
+    blocks += [f"Not compared: {sentence}" for sentence in comparison.paired.left_out]
     blocks += [f"Not finished: {sentence}" for sentence in comparison.unfinished]
     return in_ascii("\n\n".join([*blocks, grid(header, rows)]))
 

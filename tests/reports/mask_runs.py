@@ -1,10 +1,11 @@
 """Synthetic evaluations of segmenters, written through the store, with reproducible numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
 from robustcli.evaluation.record import (
@@ -92,6 +93,15 @@ def build_masks(run: Path, plan: MaskPlan = MaskPlan()) -> Path:
     if plan.panels:
         _write_panels(run, plan, ids)
     return run
+
+
+def rewrite_groups(run: Path, groups: Mapping[int, str]) -> None:
+    """Changes the group of images, by their number, in all cells of a run of one block."""
+    for path in run.glob("predictions/*/*/*/block-000000.parquet"):
+        rows = pq.ParquetFile(path).read().to_pylist()
+        for number, group in groups.items():
+            rows[number]["group"] = group
+        write_rows(path, rows, MASK_SCHEMA)
 
 
 def _record(plan: MaskPlan) -> RunRecord:

@@ -28,6 +28,7 @@ from robustcli.reports.comparison import comparison_page as page_of
 from robustcli.reports.pages import check_out
 from robustcli.reports.pairing import find_models
 from robustcli.tasks.record import MasksRecord
+from robustcli.transforms.base import Cell
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.compared import (
     CONTENTS,
@@ -40,7 +41,7 @@ from tests.reports.compared import (
     two_runs,
 )
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
-from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
+from tests.reports.mask_runs import MaskPlan, build_masks, rewrite_groups, segmenter
 from tests.reports.page_parts import assert_golden, line_of, section, titles
 from tests.reports.train_runs import TrainPlan, build_class_training, build_training
 
@@ -317,6 +318,24 @@ def test_images_of_another_class_are_left_out(tmp_path: Path) -> None:
     comparison = forced(tmp_path, "images", lambda run: rewrite_targets(run, "swin-b", 5))
     assert comparison.n == 55
     assert any(s.startswith("Images of another class: class-00") for s in comparison.left_out)
+
+
+def test_images_of_another_group_are_left_out(tmp_path: Path) -> None:
+    """Groups are paired by their order, so a group of other images would shift the others."""
+    other = replace(MASKS, models=(segmenter("b"),), base=0.6, dataset={"digest": "ab" * 32})
+    first = build_masks(tmp_path / "a", replace(MASKS, models=(segmenter("a"),)))
+    second = build_masks(tmp_path / "b", other)
+    rewrite_groups(second, {0: "a-new-one", 9: "p05"})
+    comparison = read_comparison([first, second], force_common=True)
+    moved = "p00/slice-0000.tif, p01/slice-0009.tif"
+    assert f"Images of another group: {moved}." in comparison.left_out
+    dice = []
+    for run in (first, second):
+        rows = comparison.models[len(dice)].run.store.rows(run.name, Cell("identity", 0), "seg")
+        rows = rows.drop([0, 9])
+        pooled = rows.groupby("group")[["tp", "fp", "fn"]].sum()
+        dice.append(2 * pooled["tp"] / (2 * pooled["tp"] + pooled["fp"] + pooled["fn"]))
+    assert comparison.clean_lines[0].verdict.difference == pytest.approx((dice[0] - dice[1]).mean())
 
 
 def test_of_several_true_classes_each_model_has_its_own(tmp_path: Path) -> None:

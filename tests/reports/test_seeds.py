@@ -43,6 +43,7 @@ from robustcli.reports.training_findings import paper_scores, read_training
 from robustcli.reports.training_page import training_text
 from robustcli.training.record import SEEDS, TRAINING, read_train_record
 from tests.reports.finetune_runs import HELD, TENSORS, FinetunePlan
+from tests.reports.mask_runs import rewrite_groups
 from tests.reports.page_parts import assert_golden, introduction, line_of, section
 from tests.reports.seeded_runs import build_class_seeds, build_seeds, build_tuned_seeds
 from tests.reports.test_latex import check
@@ -325,7 +326,8 @@ def test_every_group_counts_with_its_mean_over_seeds(folders: tuple[Path, Path])
     comparison = read_seeds_comparison(folders)
     (pair,) = comparison.pairs
     means = [
-        np.mean([group_dice(frame) for frame in model.rows], axis=0) for model in comparison.models
+        np.mean([group_dice(run.training.test.rows) for run in model.series.measured], axis=0)  # type: ignore[union-attr]
+        for model in comparison.models
     ]
     assert pair.gap.difference == pytest.approx((means[0] - means[1]).mean())
     assert (comparison.confidence, pair.gap.units) == (0.95, 8)
@@ -386,7 +388,16 @@ def test_other_images_are_refused_by_name(folders: tuple[Path, Path], tmp_path: 
     with pytest.raises(UsageError, match="differ in more than their networks") as caught:
         read_seeds_comparison([folders[0], other_folder])
     assert "digest efefefef" in caught.value.why
-    forced_comparison = read_seeds_comparison([folders[0], other_folder], force_common=True)
+    names = [folders[0], other_folder]
+    forced_comparison = read_seeds_comparison(names, force_common=True)
     assert len(forced_comparison.differences) == 1
+    assert forced_comparison.pairs[0].gap.units == 8
+    for test in other_folder.glob("seed-*/test"):
+        rewrite_groups(test, {0: "p07"})
+    left_out = read_seeds_comparison(names, force_common=True)
+    (sentence,) = left_out.paired.left_out
+    assert sentence == "Images of another group: p00/slice-0000.tif."
+    assert f"Not compared: {sentence}" in seeds_comparison_text(left_out)
+    assert left_out.pairs[0].gap.difference != forced_comparison.pairs[0].gap.difference
     with pytest.raises(UsageError, match="only one was found"):
         read_seeds_comparison([folders[0], folders[0]])
