@@ -48,17 +48,28 @@ def number_format(device: torch.device, precision: Precision) -> Iterator[None]:
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    mkldnn: Any = torch.backends.mkldnn
     try:
-        before = cudnn.allow_tf32, matmul.allow_tf32
+        before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
     except RuntimeError:  # the caller has chosen by torch's newer settings, `fp32_precision`
         yield
         return
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    # Since torch 2.9, the older settings also change the newer ones, and do not change them back.
+    places: list[Any] = []
+    if hasattr(matmul, "fp32_precision"):
+        places = [cudnn.conv, cudnn.rnn, matmul, mkldnn.matmul]
+    newer = [place.fp32_precision for place in places]
     try:
+        cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
+        cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+        for place, value in zip(places, newer, strict=True):
+            place.fp32_precision = value
 
 
 _INITIALISES = frozenset(

@@ -23,6 +23,7 @@ import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -400,10 +401,29 @@ _MOST_KEPT = 2**29  # bytes: three channels and a mask of 512 x 512 x 200 int16 
 _volumes: dict[tuple[Path, tuple[int, int]], NDArray[Any]] = {}
 
 
+_silenced = threading.local()
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    return not getattr(_silenced, "now", False)
+
+
+@contextmanager
+def _without_messages() -> Iterator[None]:
+    """Drops messages of nibabel in this thread, which do not name the file (repaired headers)."""
+    logging.getLogger("nibabel.global").addFilter(_is_shown)
+    _silenced.now = True
+    try:
+        yield
+    finally:
+        _silenced.now = False
+
+
 def _read_nifti(path: Path) -> NDArray[Any]:
     nibabel = require("nibabel", path, "NIfTI")
     try:
-        image = nibabel.load(path)
+        with _without_messages():
+            image = nibabel.load(path)
         _check_bytes(math.prod(image.shape) * image.get_data_dtype().itemsize)
         return np.asanyarray(image.dataobj)
     except UnreadableImage:
@@ -527,10 +547,7 @@ def _key(keys: list[str], name: str | None) -> str:
 def require(library: Literal["h5py", "nibabel"], path: Path, kind: str) -> Any:
     """Imports an optional module; raises UsageError, naming the file, if it is not installed."""
     try:
-        module = importlib.import_module(library)
-        if library == "nibabel":  # prints repaired header fields without the name of the file
-            logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
-        return module
+        return importlib.import_module(library)
     except ImportError as error:
         raise UsageError(
             f"`{path}` is {'an' if kind == 'HDF5' else 'a'} {kind} file, and {library} is not "
@@ -566,7 +583,8 @@ def _nifti_slices(path: Path) -> int | None:
     nibabel = require("nibabel", path, "NIfTI")
     try:
         check_readable(path)
-        shape = tuple(nibabel.load(path).shape)
+        with _without_messages():
+            shape = tuple(nibabel.load(path).shape)
     except Exception as error:  # nibabel raises various exceptions for a corrupt file
         raise UsageError(
             f"`{path}` cannot be read as a NIfTI file.",
@@ -591,7 +609,8 @@ def nifti_orientation(path: Path) -> str:
     nibabel = require("nibabel", path, "NIfTI")
     try:
         check_readable(path)
-        image = nibabel.load(path)
+        with _without_messages():
+            image = nibabel.load(path)
         is_stated = bool(image.header["sform_code"] or image.header["qform_code"])
         axes = nibabel.aff2axcodes(image.affine) if is_stated else [""]
         return "".join(axes)

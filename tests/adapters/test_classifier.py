@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from robustcli.adapters.model import (
     first_pass,
     made_up_image,
     norms_of_one_value,
+    number_format,
 )
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import RunError, UsageError
@@ -90,6 +92,32 @@ def test_fp32_is_not_rounded_to_tf32_on_nvidia_gpus(precision: Precision) -> Non
     model.logits(views())
     assert seen == [(False, False)]
     assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, True)
+
+
+def _precision_of_float32() -> list[Any]:
+    backends: Any = torch.backends
+    old = [backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()]
+    if not hasattr(backends.cuda.matmul, "fp32_precision"):  # torch before 2.9
+        return old
+    cudnn = backends.cudnn
+    places = (cudnn.conv, cudnn.rnn, backends.cuda.matmul, backends.mkldnn.matmul)
+    return old + [place.fp32_precision for place in places]
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.usefixtures("high_precision")
+def test_a_caller_has_its_own_precision_back(precision: str) -> None:
+    torch.set_float32_matmul_precision(precision)
+    matmul: Any = torch.backends.cuda.matmul
+    if precision == "highest" and hasattr(matmul, "fp32_precision"):
+        matmul.fp32_precision = "none"  # torch's default
+    before = _precision_of_float32()
+    classifier().logits(views())
+    assert _precision_of_float32() == before
+    with suppress(RuntimeError), number_format(torch.device("cpu"), "fp32"):
+        assert torch.get_float32_matmul_precision() == "highest"
+        raise RuntimeError
+    assert _precision_of_float32() == before
 
 
 @pytest.mark.skipif(

@@ -27,6 +27,7 @@ from robustcli.data.decode import (
     image_size,
     read_array,
     read_image,
+    volume_slices,
 )
 from robustcli.data.masks import decode_mask
 from robustcli.data.sources import Masks, open_dataset
@@ -319,7 +320,7 @@ def test_the_size_of_an_image_without_its_pixels(tmp_path: Path) -> None:
 
 
 def test_repaired_headers_of_volumes_print_nothing(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     nibabel = pytest.importorskip("nibabel")
     path = tmp_path / "volume.nii"
@@ -330,4 +331,7 @@ def test_repaired_headers_of_volumes_print_nothing(
     path.write_bytes(content)
     ref = FileRef("volume", path, array="volume", slice_index=1)
     np.testing.assert_array_equal(read_array(ref), values[:, :, 1].T)
+    assert volume_slices(path, "volume") == 5
     assert "".join(capfd.readouterr()) == ""
+    nibabel.load(path)  # a caller's own reads print as before
+    assert caplog.messages
