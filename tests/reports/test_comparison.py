@@ -475,6 +475,13 @@ def test_other_tasks_and_classes_are_never_compared(tmp_path: Path, force: bool)
     other_run = build_evaluation(tmp_path / "b", "swin-b", plan=plan)
     with pytest.raises(UsageError, match=r"`imagenet-1k` \(10 classes\) in .*; `mine`"):
         read_comparison([classes, other_run], force_common=force)
+    plan = replace(PLAN, dataset={"contents": CONTENTS, "several_labels": True})
+    other_run = build_evaluation(tmp_path / "c", "swin-b", plan=plan)
+    with pytest.raises(UsageError, match=r"\nTrue classes of an image: one in .*; several in"):
+        read_comparison([classes, other_run], force_common=force)
+    photos = build_masks(tmp_path / "p", replace(MASKS, grouping="photo"))
+    with pytest.raises(UsageError, match=r"What a group of images is: patient in .*; photo in"):
+        read_comparison([masks, photos], force_common=force)
 
 
 # Announcements that limit a comparison.
