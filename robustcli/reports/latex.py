@@ -159,7 +159,7 @@ def name(value: object) -> Markup:
 
 def bold(value: str) -> Markup:
     """A number in bold type."""
-    return Markup(rf"\textbf{{{tex(value)}}}")
+    return Markup(rf"\textbf{{{cell(value)}}}")
 
 
 def evaluation_tables(run: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -312,6 +313,14 @@ def test_of_changed_files_those_with_other_pixels_are_left_out(tmp_path: Path) -
         "Images with different pixels: class-00/photo-00000.jpeg, class-01/photo-00001.jpeg, "
         "class-02/photo-00002.jpeg."
     )
+
+
+def test_of_changed_files_every_block_and_only_recorded_pixels_count(tmp_path: Path) -> None:
+    last = forced(tmp_path / "1", "contents", lambda r: rewrite_pixels(r, "identity", slice(3), 2))
+    assert last.n == 77
+    assert "class-04/photo-00064.jpeg" in last.left_out[0]
+    with pytest.raises(UsageError, match="no finished transform of the same images in common"):
+        forced(tmp_path / "2", "contents", lambda run: shutil.rmtree(run / "inputs"))
 
 
 def test_images_of_another_class_are_left_out(tmp_path: Path) -> None:

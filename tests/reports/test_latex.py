@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robustcli.reports.latex import tex
+from robustcli.reports.latex import bold, cell, tex
 from robustcli.reports.render import REPORT_FORMATS, document, zoo_document
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.explanation_runs import build_explanation
@@ -143,6 +143,11 @@ def test_special_characters_are_escaped() -> None:
     assert tex("a_1 \\ ~") == r"a\_1 \textbackslash{} \textasciitilde{}"
     assert tex("\u4e2d\u00e9\x07") == "U+4E2D\u00e9U+0007"
     assert tex(None) == "--"
+
+
+def test_negative_numbers_have_a_minus_sign_in_bold_too() -> None:
+    assert cell("-0.24 (-0.33 to 0.1)") == "$-$0.24 ($-$0.33 to 0.1)"
+    assert bold("-0.24") == r"\textbf{$-$0.24}"
 
 
 def test_the_command_knows_the_formats() -> None:
