@@ -6,6 +6,7 @@ images of a training or of a fine-tuning's modes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +25,7 @@ from robustcli.metrics.verdicts import CellKey
 from robustcli.reports.numbers import cell_label
 from robustcli.reports.pages import run_kind
 from robustcli.reports.statistics import CLEAN_CELL, STATISTICS
-from robustcli.tasks.record import MaskPreprocessingRecord, ModelRecord
+from robustcli.tasks.record import DatasetRecord, MaskPreprocessingRecord, ModelRecord
 from robustcli.training.record import read_seeds_record, read_train_record
 from robustcli.transforms.base import Cell
 
@@ -297,10 +298,21 @@ def _task(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differenc
     datasets = [run.record.dataset for run in runs]
     spaces = [f"`{d.label_space}` ({counted(d.classes, 'class', 'classes')})" for d in datasets]
     yield from _unlike("The classes (`--label-space`)", runs, spaces, forcible=False)
+    answers = [_answers(dataset) for dataset in datasets]
+    yield from _unlike(
+        "The classes that models may predict (`--answers`)", runs, answers, forcible=False
+    )
     labels = ["several" if dataset.several_labels else "one" for dataset in datasets]
     yield from _unlike("True classes of an image", runs, labels, forcible=False)
     groupings = [run.record.grouping for run in runs]
     yield from _unlike("What a group of images is", runs, groupings, forcible=False)
+
+
+def _answers(dataset: DatasetRecord) -> str:
+    if dataset.answers is None:
+        return "all"
+    digest = hashlib.sha256(repr(dataset.answers).encode()).hexdigest()
+    return f"{len(dataset.answers):,} of {dataset.classes:,}, digest {digest[:8]}"
 
 
 def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:

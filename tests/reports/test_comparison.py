@@ -484,6 +484,10 @@ def test_other_tasks_and_classes_are_never_compared(tmp_path: Path, force: bool)
     other_run = build_evaluation(tmp_path / "b", "swin-b", plan=plan)
     with pytest.raises(UsageError, match=r"`imagenet-1k` \(10 classes\) in .*; `mine`"):
         read_comparison([classes, other_run], force_common=force)
+    plan = replace(PLAN, dataset={"contents": CONTENTS, "answers": [0, 3]})
+    other_run = build_evaluation(tmp_path / "d", "swin-b", plan=plan)
+    with pytest.raises(UsageError, match=r"may predict \(`--answers`\): all in .*; 2 of 10, dig"):
+        read_comparison([classes, other_run], force_common=force)
     plan = replace(PLAN, dataset={"contents": CONTENTS, "several_labels": True})
     other_run = build_evaluation(tmp_path / "c", "swin-b", plan=plan)
     with pytest.raises(UsageError, match=r"\nTrue classes of an image: one in .*; several in"):
