@@ -62,8 +62,9 @@ def take(
             firsts = {sample.split: sample for sample in reversed(samples)}
             samples.sort(key=lambda sample: firsts[sample.split] is not sample)
         samples = samples[:limit]
-        spread = "classes" if has_classes else f"{dataset.grouping}s"
-        limits.append("1 image" if limit == 1 else f"{limit} images distributed over the {spread}")
+        groups = "classes" if has_classes else f"{dataset.grouping}s"
+        how = "selected at random" if groups == "images" else f"distributed over the {groups}"
+        limits.append("1 image" if limit == 1 else f"{limit} images {how}")
     return _with_subset(dataset, samples, f"{', '.join(limits)}, seed {seed}")
 
 
