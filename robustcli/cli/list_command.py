@@ -42,9 +42,9 @@ def command(
         rows += _of_timm(pattern)
     if published:
         rows += _published(kind, published)
-    names = matching(pattern, [str(row["name"]) for row in rows], kind=kind.rstrip("s"),
-                     listing=f"robust list {kind}")  # fmt: skip
-    chosen = [row for row in rows if row["name"] in names]
+    candidates = dict.fromkeys(name for row in rows for name in _names(row))
+    names = matching(pattern, candidates, kind=kind.rstrip("s"), listing=f"robust list {kind}")
+    chosen = [row for row in rows if not _names(row).isdisjoint(names)]
     if as_json:
         click.echo(json.dumps(chosen, indent=2))
         return
@@ -58,6 +58,11 @@ def command(
             "timm's is `timm:resnet18`."
         )
         click.echo("Any timm name works too, with its tag; and smp:ARCHITECTURE/ENCODER.")
+
+
+def _names(row: ListedRow) -> set[str]:
+    """The names of a row that a pattern can match: also that of the recipe of a network."""
+    return {str(row[column]) for column in ("name", "recipe") if column in row}
 
 
 def _models() -> list[ListedRow]:
@@ -153,6 +158,7 @@ def _recipes() -> list[ListedRow]:
     return [
         {
             "name": model,
+            "recipe": recipe.name,  # as typed after `--recipe`
             "protocol": protocol,
             "epochs": recipe.epochs,
             "batch": recipe.batch_size,
@@ -180,7 +186,7 @@ _LONG = {
     "models": ("classes", "is", "pretraining", "source", "remark"),
     "transforms": ("moves pixels", "parameters"),
     "datasets": ("source",),
-    "recipes": ("optimizer", "schedule", "source"),
+    "recipes": ("recipe", "optimizer", "schedule", "source"),
 }
 """Columns of each kind that are hidden by default to save space."""
 _TITLES = {

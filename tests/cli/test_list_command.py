@@ -46,6 +46,9 @@ def test_everything_is_listed_in_its_order(robust: Robust, kind: str) -> None:
         (["models", "vmamba_B"], ["vmamba-b"]),
         (["transforms", "*affine"], ["affine", "piecewise_affine"]),
         (["datasets", "cifar*"], ["cifar10-mini", "cifar10", "cifar100"]),
+        (["recipes", "NNUNET_light"], ["--recipe nnunet-light"]),
+        (["recipes", "nnunet*"], ["--recipe nnunet", "--recipe nnunet-light"]),
+        (["recipes", "vmunet"], ["vmunet"]),
     ],
 )
 def test_a_pattern_chooses(robust: Robust, arguments: list[str], names: list[str]) -> None:

@@ -65,10 +65,7 @@ def test_recipes_are_listed_with_their_option() -> None:
     families = {f"--recipe fair ({family})" for family in FAIR_RATES}
     assert rows.keys() - families == {f"--recipe {name}" for name in all_recipes}
     assert all(rows[f"--recipe {name}"] == recipe for name, recipe in all_recipes.items())
-    assert list(all_recipes) == [
-        *("nnunet", "nnunet-light", "classes", "classes-light", "cifar10-mini"),
-        *("paper", "fair", "speedrun"),
-    ]
+    assert all(name == recipe.name for name, recipe in all_recipes.items()), "listed by its name"
 
 
 def test_a_recipe_line_contains_the_iterations() -> None:
