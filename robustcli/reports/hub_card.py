@@ -165,6 +165,7 @@ def _section(export: RunExport, results: _Results) -> str:
         "hub_card",
         model=results.model,
         dataset=record.dataset,
+        images=results.findings.expected,
         measure=results.findings.scoring.measure,
         lines=lines,
         partial=export.partial,
@@ -295,6 +296,7 @@ def _notes(export: RunExport, results: _Results, row: Mapping[str, Any], measure
         f"{measure.name} (a fraction) of {results.model.name} {condition}",
         interval,
         f"n = {int(row['n'])} of {dataset.images_available} images{part}",
+        *(sentence.rstrip(".") for sentence in dataset.rules),
         *(["partial run"] if export.partial else []),
         f"robust run {export.digest}",
     ]

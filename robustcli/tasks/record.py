@@ -108,6 +108,19 @@ class DatasetRecord(Record):
         return self.classes if self.answers is None else len(self.answers)
 
     @property
+    def rules(self) -> list[str]:
+        """Sentences on what a correct prediction is, if not the true one of all classes."""
+        sentences = []
+        if self.answers is not None:
+            sentences.append(
+                f"Models predict only the {len(self.answers):,} classes of the data: the softmax "
+                "is computed over their logits."
+            )
+        if self.several_labels:
+            sentences.append("A prediction of any true class of an image is correct.")
+        return sentences
+
+    @property
     def mask_classes(self) -> tuple[str, ...]:
         """The names of the classes 1 to K of masks; empty for foreground and background."""
         return tuple(label.name for label in self._labels)

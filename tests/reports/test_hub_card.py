@@ -57,6 +57,15 @@ def test_a_new_card_holds_every_number_with_its_interval(export: RunExport, tmp_
     assert f"{100 * row['top1']:.1f}" in card.text
 
 
+def test_a_card_says_what_counts_as_a_correct_prediction(tmp_path: Path) -> None:
+    plan = replace(PLAN, dataset={"answers": [0, 3], "several_labels": True})
+    export = read_run_export(build_run(tmp_path / "run", plan))
+    for path in write_card(export, tmp_path / "card", dataset_id="o/d"):
+        text = " ".join(path.read_text().split())  # YAML breaks long lines
+        assert "Models predict only the 2 classes of the data" in text, path
+        assert "A prediction of any true class of an image is correct" in text, path
+
+
 def test_eval_results_are_as_the_hub_specifies(export: RunExport, tmp_path: Path) -> None:
     written = write_card(
         export, tmp_path, dataset_id="org/bench", task_id="robust", dataset_revision="abc",

@@ -125,6 +125,13 @@ def test_the_caption_says_what_the_numbers_are_of(tmp_path: Path) -> None:
     assert "robust 0.1.0" in text
 
 
+def test_captions_say_what_counts_as_a_correct_prediction(tmp_path: Path) -> None:
+    run = build_run(tmp_path, RunPlan(dataset={"answers": [0, 3], "several_labels": True}))
+    for caption in re.findall(r"\\caption{.*}", document(run, "latex")):
+        assert "Models predict only the 2 classes of the data" in caption
+        assert "A prediction of any true class of an image is correct." in caption
+
+
 def test_numbers_are_those_of_the_results(tmp_path: Path) -> None:
     import pandas as pd
 
