@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import norm, t
 from tabulate import tabulate
 
+from robustcli.metrics.class_scores import BINS, _bins, _without_bias
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
 from robustcli.metrics.paired import sign_flip_p
 
@@ -40,6 +41,19 @@ DIFFERENCES: dict[str, Draw] = {
 """Distributions of the difference of two models in one group, with a mean of 0."""
 
 
+IMAGES = (10, 20, 50, 100, 200, 500)
+Accuracy = Callable[[FloatArray], FloatArray]
+CALIBRATIONS: dict[str, tuple[Draw, Accuracy]] = {
+    "calibrated": (lambda g, shape: g.uniform(0.5, 1, shape), lambda c: c),
+    "calibrated, confident": (lambda g, shape: g.beta(8, 1, shape), lambda c: c),
+    "0.1 too confident": (lambda g, shape: g.uniform(0.5, 1, shape), lambda c: c - 0.1),
+    "0.03 too confident, mostly 0.99": (
+        lambda g, shape: g.beta(30, 0.3, shape), lambda c: np.clip(c - 0.03, 0, 1)
+    ),
+}  # fmt: skip
+"""The distributions of the confidence, with the accuracy of images of a given confidence."""
+
+
 class Plain(Bootstrap):
     """Percentile intervals that are not expanded, for comparison."""
 
@@ -53,6 +67,26 @@ def covers(draw: Draw, mean: float, groups: int, trials: int, kind: type[Bootstr
     values = draw(np.random.default_rng(groups), (groups, trials))
     ends = kind(0, draws=2_000).ratios(values, np.ones_like(values))
     return float(np.mean([end is not None and end.low <= mean <= end.high for end in ends]))
+
+
+def covers_error(draw: Draw, accuracy: Accuracy, images: int, trials: int) -> float:
+    """The share of intervals of the calibration error of `images` that contain the true error.
+
+    Computed as `class_scores.calibration` does, also for fewer images than FEWEST_CALIBRATED.
+    """
+    generator, covered = np.random.default_rng(images), 0
+    many = draw(np.random.default_rng(0), (10**6,))
+    error = np.abs(np.bincount(_bins(many), many - accuracy(many), BINS)).sum() / len(many)
+    bootstrap = Bootstrap(0, draws=500)
+    for _ in range(trials):
+        confidence = draw(generator, (images,))
+        gaps = confidence - (generator.random(images) < accuracy(confidence))
+        by_bin = np.where(np.equal.outer(_bins(confidence), np.arange(BINS)), gaps[:, None], 0.0)
+        errors = np.abs(bootstrap.means(by_bin)).sum(axis=1)
+        found = float(np.abs(by_bin.sum(axis=0)).sum()) / images
+        low, high = _without_bias(found, errors, bootstrap.ends(errors, images)) or (1.0, 0.0)
+        covered += low <= error <= high
+    return covered / trials
 
 
 def wider(groups: int) -> float:
@@ -75,6 +109,10 @@ def main() -> None:
         table = [[n, *(covers(*s, n, trials, kind) for s in SCORES.values())] for n in GROUPS]
         print(f"{title} of the mean over groups:\n")
         print(tabulate(table, ["groups", *SCORES], "github", floatfmt=".2f"), end="\n\n")
+    print("Coverage of 95 % intervals of the expected calibration error over images:\n")
+    table = [[n, *(covers_error(*c, n, trials // 10) for c in CALIBRATIONS.values())]
+             for n in IMAGES]  # fmt: skip
+    print(tabulate(table, ["images", *CALIBRATIONS], "github", floatfmt=".2f"), end="\n\n")
     widths = ", ".join(f"{wider(n):.2f} for {n}" for n in sorted((*GROUPS, 7, 9, 11, 18, 37, 180)))
     print(f"Width relative to plain percentiles, by groups: {widths}.\n")
     table = [[n, *(false_positives(d, n, trials) for d in DIFFERENCES.values())] for n in GROUPS]

@@ -270,6 +270,9 @@ def _is_in_top5(rows: pd.DataFrame) -> NDArray[np.bool_]:
 # Calibration: how well predicted probabilities match the observed accuracy.
 
 BINS = 15
+FEWEST_CALIBRATED = 100
+"""Smallest number of images for an interval of the calibration error. Over fewer images, it often
+lacks the true error (`benchmarks/intervals.py`), because most bins have few images or none."""
 _GROUPS, _AREA_DRAWS = 50, 1_000
 """Numbers of groups of similar confidence and of resamples, for the interval of `aurc`."""
 _DRAWS, _FEWEST_DRAWS, _NUMBERS = 2_000, 200, 5 * 10**6
@@ -284,7 +287,8 @@ class Calibration:
     risk-coverage curve. `brier` is the top-label Brier score: the mean of (probability of the
     prediction - 1 if it is correct, else 0)**2, which only needs the probability of the predicted
     class. The intervals are 95 % bootstrap intervals, that of `ece` without the bias of the
-    resamples; None for fewer than `FEWEST_UNITS` images.
+    resamples; None for fewer than `FEWEST_UNITS` images, that of `ece` for fewer than
+    `FEWEST_CALIBRATED`.
     """
 
     n: int
@@ -328,8 +332,9 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
         means = bootstrap.means(np.column_stack([gaps, squares]))
         areas = _resampled_areas(confidence, correct == 0, bootstrap)
         aurc_low, aurc_high = both_ends(bootstrap.ends(areas, n))
-        errors = np.abs(means[:, :BINS]).sum(axis=1)
-        ece_low, ece_high = both_ends(_without_bias(ece, errors, bootstrap.ends(errors, n)))
+        if n >= FEWEST_CALIBRATED:
+            errors = np.abs(means[:, :BINS]).sum(axis=1)
+            ece_low, ece_high = both_ends(_without_bias(ece, errors, bootstrap.ends(errors, n)))
         brier_low, brier_high = both_ends(bootstrap.ends(means[:, BINS], n))
     return Calibration(
         n,

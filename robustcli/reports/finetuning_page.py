@@ -432,7 +432,7 @@ def _compared_cells(scoring: Scoring, difference: PairedDifference | None) -> tu
     if difference is None:
         return ("", "", "")
     low, high, p = difference.low, difference.high, difference.p
-    interval = "" if low is None else f"{scoring.gap_shown(low)} to {scoring.gap_shown(high)}"
+    interval = "" if low is None or high is None else scoring.gap_range(low, high)
     return (scoring.gap_shown(difference.value), interval, "" if p is None else p_value(p))
 
 

@@ -402,7 +402,7 @@ def _mode(finetuning: FinetuningFindings, run: ModeRun) -> list[str]:
     if compared is not None:
         ends = ""
         if compared.low is not None and compared.high is not None:
-            ends = f" ({scoring.gap_shown(compared.low)} to {scoring.gap_shown(compared.high)})"
+            ends = f" ({scoring.gap_range(compared.low, compared.high)})"
         difference = f"{scoring.gap_shown(compared.value)}{ends}"
     steady, frozen = pace(run), frozen_elements(run)
     return [

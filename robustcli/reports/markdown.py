@@ -22,6 +22,7 @@ from markupsafe import Markup
 from tabulate import tabulate
 
 from robustcli.core.names import counted, printable, unknown_spread
+from robustcli.metrics.class_scores import FEWEST_CALIBRATED
 from robustcli.metrics.intervals import FEWEST_UNITS
 from robustcli.reports import numbers
 from robustcli.reports.findings import HEADS
@@ -95,6 +96,7 @@ def _environment() -> Environment:
         class_heads=HEADS,
         dash=numbers.MISSING,
         dice=DICE,
+        fewest_calibrated=FEWEST_CALIBRATED,
         fewest_units=FEWEST_UNITS,
         iou=IOU,
         relaxed=RELAXED,

@@ -15,6 +15,7 @@ import pandas as pd
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.paired import PairedDifference, class_difference, mask_difference
 from robustcli.reports.numbers import (
+    ALL_EQUAL,
     EN_DASH,
     MISSING,
     decimal,
@@ -194,6 +195,10 @@ class Scoring(ABC):
     @abstractmethod
     def gap_shown(self, value: float | None) -> str:
         """A difference of scores with its sign, as text."""
+
+    def gap_range(self, low: float, high: float) -> str:
+        """The interval of a difference of scores; see `numbers.fraction_range`."""
+        return ALL_EQUAL if low == high else f"{self.gap_shown(low)} to {self.gap_shown(high)}"
 
     @abstractmethod
     def width(self, value: float) -> str:
