@@ -157,9 +157,10 @@ def is_control(control: TrainRecord, network: TrainRecord) -> bool:
 
 
 def _experiment(record: TrainRecord) -> tuple[object, ...]:
-    """The properties that both must share: images and their contents, split, protocol and seed."""
+    """The properties that both must share: images, meaning of masks, split, protocol and seed."""
     dataset = record.dataset
-    return record.task, dataset.digest, dataset.contents, record.protocol, record.seed
+    masks = dataset.masks and dataset.masks.words
+    return record.task, dataset.digest, dataset.contents, masks, record.protocol, record.seed
 
 
 def _mode(training: TrainingFindings) -> str:

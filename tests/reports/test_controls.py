@@ -20,6 +20,7 @@ from robustcli.reports.training_page import training_results
 from robustcli.reports.zoo_findings import Zoo
 from robustcli.reports.zoo_page import zoo_text
 from robustcli.training.record import TRAINING
+from tests.reports.mask_runs import UNUSUAL_MASKS
 from tests.reports.page_parts import line_of
 from tests.reports.train_runs import TrainPlan, build_class_training, build_training
 
@@ -87,6 +88,7 @@ def test_no_difference_is_called_so(tmp_path):
         {"seed": 1},
         {"dataset": {"digest": "ef" * 32}},
         {"dataset": {"contents": "ef" * 32}},
+        {"dataset": {"masks": UNUSUAL_MASKS}},
         {"protocol": "paper"},
         {"model": "ulvm_v4"},
         {"arguments": {"ablate": "scan", "branches": 4}},
