@@ -159,7 +159,7 @@ def is_control(control: TrainRecord, network: TrainRecord) -> bool:
 def _experiment(record: TrainRecord) -> tuple[object, ...]:
     """The properties that both must share: images, meaning of masks, split, protocol and seed."""
     dataset = record.dataset
-    masks = dataset.masks and dataset.masks.words
+    masks = None if dataset.masks is None else dataset.masks.words
     return record.task, dataset.digest, dataset.contents, masks, record.protocol, record.seed
 
 

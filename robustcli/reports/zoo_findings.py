@@ -36,6 +36,7 @@ from robustcli.reports.training_findings import (
     TrainingFindings,
     headline,
 )
+from robustcli.tasks.record import DatasetRecord
 from robustcli.training.record import TrainRecord
 
 # The paper's experiment: the LGG set, protocol `paper`.
@@ -179,12 +180,12 @@ class Zoo:
 
     @property
     def baselines(self) -> list[Baseline]:
-        """Otsu's threshold on each set of images that any training held out."""
-        results: dict[str, tuple[TrainingFindings, HeldOutResults]] = {}
+        """Otsu's threshold on each set of images and masks that any training held out."""
+        results: dict[tuple[str, str | None], tuple[TrainingFindings, HeldOutResults]] = {}
         for training in self.trainings:
             if training.baseline is not None:
-                digest = training.baseline.findings.record.dataset.digest
-                results.setdefault(digest, (training, training.baseline))
+                images = _images(training.baseline.findings.record.dataset)
+                results.setdefault(images, (training, training.baseline))
         several = len(results) > 1
         return [
             Baseline(f"images of {self.label(training)}" if several else "", baseline.numbers)
@@ -204,9 +205,9 @@ class Zoo:
 
     @property
     def image_sets(self) -> int:
-        """Number of different sets of training and held-out images."""
+        """Number of different sets of training and held-out images, with the meaning of masks."""
         records = [training.record for training in self.trainings]
-        return len({(record.dataset.digest, record.parts_seed) for record in records})
+        return len({(*_images(record.dataset), record.parts_seed) for record in records})
 
     @property
     def experiments(self) -> dict[str, list[str]]:
@@ -364,6 +365,11 @@ class ZooComparison:
         """Conclusions on the trainings; names are in backticks."""
         spoken = [sentence for c in self.comparisons for sentence in _of_scores(c, self.zoo)]
         return [*spoken, *_of_time(self.zoo)]
+
+
+def _images(dataset: DatasetRecord) -> tuple[str, str | None]:
+    """The digest of the images, and how their masks are read."""
+    return dataset.digest, None if dataset.masks is None else dataset.masks.words
 
 
 def _trained_on(training: TrainingFindings) -> frozenset[str] | tuple[str, int]:

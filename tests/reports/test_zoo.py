@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from robustcli.reports.zoo_findings import Zoo, ZooRow
 from robustcli.reports.zoo_page import zoo_report, zoo_text
 from robustcli.training.record import ADDED, TRAINING, seed_folder
 from tests.reports.compared import rows_of
+from tests.reports.mask_runs import UNUSUAL_MASKS
 from tests.reports.page_parts import assert_golden, assert_states, line_of, section
 from tests.reports.seeded_runs import build_class_seeds
 from tests.reports.train_runs import (
@@ -101,6 +103,14 @@ def test_otsu_has_one_line_per_set_of_held_out_images(tmp_path: Path) -> None:
     assert [baseline.images for baseline in other_zoo.baselines] == [
         *("images of ulvm_v5", "images of unet")
     ]
+    test = zoo.trainings[1].baseline
+    assert test is not None
+    data = test.findings.record.dataset.model_copy(update={"masks": UNUSUAL_MASKS})
+    findings = replace(
+        test.findings, record=test.findings.record.model_copy(update={"dataset": data})
+    )
+    read_otherwise = replace(zoo.trainings[1], baseline=replace(test, findings=findings))
+    assert len(Zoo([zoo.trainings[0], read_otherwise]).baselines) == 2
 
 
 def test_the_page_of_several_trainings(tmp_path: Path) -> None:
