@@ -254,8 +254,8 @@ def evaluate(
             module classes, or functions that return a module. In a dictionary, the keys are the
             names in result tables. A module instance is returned to its original mode and device
             after the call.
-        data: An image folder, tar file, manifest or data set name; None for the default data set of
-            the model's label space.
+        data: An image folder, tar file, manifest or data set name; None for the data set of the
+            training (of a training run), else the default data set of the model's label space.
         transforms: One or several transform names, glob patterns or presets.
         out: Folder of the run, or its address in an object store (docs/remote.md).
         weights: A weights file; only for a single model.
@@ -396,8 +396,9 @@ def explain(
     Args:
         model: A model name, a torch.nn.Module instance, a module class, or a function that returns
             a module. With `run`, the name of one of its models, or None for its first model.
-        data: An image folder, tar file, manifest or data set name; None for the default data set of
-            the model's label space. With `run`, the present location of its data if it has moved.
+        data: An image folder, tar file, manifest or data set name; None for the data set of the
+            training (of a training run), else the default data set of the model's label space.
+            With `run`, the present location of its data if it has moved.
         transforms: One or several transform names, glob patterns or presets. By default, untouched
             photos are explained; with `run`, photos under the transform with the lowest score.
         out: Folder of the run; None for `runs/explain-MODEL-HASH`.
