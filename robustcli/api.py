@@ -1,4 +1,9 @@
-"""The Python API: each command of `robust` as a function."""
+"""The Python API: each command of `robust` as a function.
+
+Messages of the commands, such as a default that is used, go to the logger `robustcli` (level INFO).
+If the program has not configured logging, they are printed on standard error;
+`logging.getLogger("robustcli").setLevel("WARNING")` turns them off.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.core.arguments import checked_arguments
 from robustcli.core.errors import UsageError, shortened_text
 from robustcli.core.io import read_csv
+from robustcli.core.listener import Logged
 from robustcli.core.machine import complete_user
 from robustcli.core.objects import names_url, path_here
 from robustcli.core.rundir import has_record
@@ -290,7 +296,7 @@ def evaluate(
         preprocessing, options.get("label_space"), untrained, classes,
     )  # fmt: skip
     with _opened(out) as folder, borrowed(request.module for request in requests):
-        return Run(evaluation.evaluate(EvalConfig(requests, out=folder, **options)))
+        return Run(evaluation.evaluate(EvalConfig(requests, out=folder, **options), Logged()))
 
 
 @contextmanager
@@ -302,7 +308,7 @@ def _opened(place: str | Path, use: Use = "work") -> Iterator[Path]:
     from robustcli.core.working_copy import opened
     from robustcli.data.named_datasets import data_home
 
-    with opened(str(place), data_home(), lambda _: None, use) as folder:
+    with opened(str(place), data_home(), Logged().say, use) as folder:
         yield folder
 
 
@@ -449,7 +455,7 @@ def explain(
             **options,
         )
         stack.enter_context(borrowed(request.module for request in requests))
-        return ExplanationRun(run_explanation(config))
+        return ExplanationRun(run_explanation(config, Logged()))
 
 
 @_kept_random_state()
@@ -505,7 +511,7 @@ def predict(
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(_opened(out))
         stack.enter_context(borrowed([request.module]))
-        return run_prediction(PredictConfig(request, out=folder, **options))
+        return run_prediction(PredictConfig(request, out=folder, **options), Logged())
 
 
 def compare(
@@ -589,10 +595,10 @@ def train(
     with _opened(out) as folder:
         config = TrainConfig(out=folder, **options)
         if seeds is None:
-            return Training(run_training(config))
+            return Training(run_training(config, Logged()))
         from robustcli.training.seed_runs import train_seeds
 
-        return SeedFolder(train_seeds(config))
+        return SeedFolder(train_seeds(config, Logged()))
 
 
 @overload
@@ -701,10 +707,10 @@ def finetune(
         training = TrainConfig(out=folder, **{"command": "robustcli.finetune(...)", **options})
         config = FinetuneConfig(training, weights, profile=known, **own_options)
         if seeds is None:
-            return Finetuning(run_finetuning(config))
+            return Finetuning(run_finetuning(config, Logged()))
         from robustcli.finetuning.mode_trainings import finetune_seeds
 
-        return SeedFolder(finetune_seeds(config))
+        return SeedFolder(finetune_seeds(config, Logged()))
 
 
 @_kept_random_state()
@@ -742,7 +748,7 @@ def verify(
     )
     with _opened(run, "read") as folder:
         return run_verification(
-            VerifyConfig(folder, weights=tuple(map(path_here, moved)), **options)
+            VerifyConfig(folder, weights=tuple(map(path_here, moved)), **options), Logged()
         )
 
 
@@ -795,7 +801,7 @@ def export(
     )  # fmt: skip
     place = None if out is None else path_here(out, "`out`")
     with borrowed([request.module]):
-        return run_export(ExportConfig(request, out=place, **options))
+        return run_export(ExportConfig(request, out=place, **options), Logged())
 
 
 def publish(
@@ -827,4 +833,4 @@ def publish(
         )
     options = checked_arguments(PublishConfig, "publish", options, taken=("run", "destination"))
     with _opened(run, "read") as folder:
-        return send_run(PublishConfig(folder, to, **options))
+        return send_run(PublishConfig(folder, to, **options), Logged().say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import robustcli
 from robustcli import api
 from robustcli.adapters.networks import create_model
 from robustcli.core.errors import UsageError
+from robustcli.core.listener import Logged
 from robustcli.reports.comparison import Comparison
 
 
@@ -91,6 +93,27 @@ def test_the_keys_of_a_dictionary_name_models_of_the_catalogue_too(tmp_path: Pat
     options = {"out": tmp_path / "run", "limit": 10, "workers": 0}
     run = robustcli.evaluate(models, "cifar10-mini", "identity", **options)  # type: ignore[arg-type]
     assert run.table()["model"].tolist() == ["first", "second"]
+
+
+def test_defaults_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "robustcli")
+    options = {"out": tmp_path / "run", "limit": 10, "workers": 0}
+    robustcli.evaluate("resnet-pico", None, "identity", **options)  # type: ignore[arg-type]
+    assert any(m.startswith("`--data` is not set; using cifar10-mini") for m in caplog.messages)
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_messages_are_printed_unless_the_program_has_configured_logging(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, configured: bool
+) -> None:
+    logger = logging.getLogger("robustcli")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    monkeypatch.setattr(logging.root, "handlers", [logging.NullHandler()] if configured else [])
+    for _ in range(2):
+        Logged().say("100 % of the photos")
+    logger.manager._clear_cache()  # type: ignore[attr-defined]  # of levels, which setLevel fills
+    assert capsys.readouterr().err == ("" if configured else "100 % of the photos\n" * 2)
 
 
 @pytest.mark.parametrize("started", [False, True], ids=["cpu", "cuda"])

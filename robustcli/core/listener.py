@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 
@@ -32,6 +33,33 @@ class Silent:
 
     def advance(self, count: int) -> None:
         """Ignored."""
+
+
+class Logged:
+    """Sends lines to the logger `robustcli`, at level INFO: the listener of calls from Python.
+
+    If the program has not configured logging, the lines are printed on standard error, because a
+    default that is only logged would be silent.
+    """
+
+    def say(self, text: str) -> None:
+        """Logs the line."""
+        _logger().info("%s", text)
+
+    def start(self, total: int, done: int, unit: str | None = None) -> None:
+        """Ignored."""
+
+    def advance(self, count: int) -> None:
+        """Ignored."""
+
+
+def _logger() -> logging.Logger:
+    logger = logging.getLogger("robustcli")
+    if not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+    return logger
 
 
 class NamedListener:
