@@ -166,7 +166,7 @@ class Comparison:
 
     @property
     def has_severities(self) -> bool:
-        """Whether some transform was compared at several severities."""
+        """Whether some transform counts by its mean over severities."""
         return any(line.verdict.severity is None for line in self.lines)
 
     @cached_property
@@ -180,8 +180,7 @@ class Comparison:
 
         p-values are adjusted over this table, separately from those of `lines`.
         """
-        verdicts = self.statistics.severity_verdicts if self.has_severities else []
-        return [self._line(verdict) for verdict in verdicts]
+        return [self._line(verdict) for verdict in self.statistics.severity_verdicts]
 
     def _line(self, verdict: Verdict) -> ComparisonLine:
         scores = (

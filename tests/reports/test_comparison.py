@@ -118,6 +118,16 @@ def test_models_of_one_run_are_compared_among_each_other(tmp_path: Path) -> None
     ]
 
 
+def test_severities_beside_the_full_range_are_listed_too(tmp_path: Path) -> None:
+    transforms = (IDENTITY, *paper21()[:1], *paper21(3)[:1])
+    comparison = read_comparison(two_runs(tmp_path, replace(PLAN, transforms=transforms)))
+    levels = comparison.table()[["level", "severity"]]
+    assert [*map(tuple, levels.to_numpy())] == [
+        ("transform", 0), ("transform", 0), ("severity", 0), ("severity", 0), ("severity", 3)
+    ]  # fmt: skip
+    assert "severity 3" in section(page_of(comparison, COMMAND), "Severity by severity")
+
+
 def test_transforms_with_severities_count_once_and_are_listed_one_by_one(tmp_path: Path) -> None:
     severities = (IDENTITY, *paper21()[:1], *imagenet_c(severities=(1, 3))[:2])
     runs = two_runs(tmp_path, replace(PLAN, transforms=severities))
