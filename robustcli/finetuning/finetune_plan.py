@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.fetching import state_digest
+from robustcli.adapters.fetching import local_path, state_digest
 from robustcli.adapters.load import names_run, resolve
 from robustcli.adapters.trainable import check_class_count, transfer
 from robustcli.core.errors import UsageError, UsageErrors
@@ -41,7 +41,11 @@ from robustcli.tasks.record import dataset_record
 from robustcli.training.config import TrainConfig
 from robustcli.training.processes import helped_run
 from robustcli.training.record import RecipeRecord, read_train_record, recipe_differences
-from robustcli.training.train_plan import complete_plan, look_up_training
+from robustcli.training.train_plan import (
+    complete_plan,
+    look_up_training,
+    with_images_used_before,
+)
 from robustcli.training.training_task import TrainInputs, TrainPlan
 
 
@@ -280,6 +284,8 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
     if pretrained is not None and config.modes != ("scratch",):
         listener.say(f"Starting from {pretrained.origin}.")
         plan.network("full")  # reports mismatching weights before any file is written
+        weights = config.pretrained or (local_path(entry) if entry.asset is not None else None)
+        plan = replace(plan, training=with_images_used_before(training, weights, listener))
     return plan
 
 
@@ -393,7 +399,7 @@ def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
         model=plan.entry.name,
         arguments=json.loads(json.dumps(dict(config.training.model_args))),
         parameters=sum(p.numel() for p in network.parameters()),
-        pretrained=pretrained.origin if pretrained else without,
+        pretrained=plan.training.described(pretrained.origin) if pretrained else without,
         pretrained_sha256=state_digest(dict(pretrained.state)) if pretrained else None,
         heads=list(plan.heads),
         dataset=dataset_record(plan.training.index),

@@ -15,6 +15,7 @@ from robustcli.adapters.training_run import ClassifierHeader, Header, header_bes
 from robustcli.core.errors import UsageError
 from robustcli.core.io import parse_json
 from robustcli.core.listener import Listener
+from robustcli.core.names import counted
 from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.mask_classes import ClassTable, in_pairs
 from robustcli.data.mask_values import NONZERO
@@ -205,6 +206,27 @@ def with_data_of_trainings(
         ) from error
     listener.say(f"`--data` is not set; using {data}, on which `{model}` was trained.")
     return replace(config, data=data)
+
+
+def used_before(request: ModelRequest, dataset: Dataset, held_out: Dataset) -> str:
+    """States that the weights of `request` were trained on images of `held_out`; else empty.
+
+    Args:
+        request: The weights from which a training starts.
+        dataset: All images of the new training.
+        held_out: Those of them that it does not train on.
+    """
+    training = training_data(request)
+    if training is None or not training.overlaps(dataset):
+        return ""
+    if not training.parts:
+        return (
+            "these weights were trained on this data, perhaps on held-out images: the scores can "
+            "be too high"
+        )
+    used = sum(training.parts.get(s.image_id) in ("train", "val") for s in held_out.samples)
+    of_all = f"{used} of {counted(len(held_out.samples), 'held-out image')}"
+    return f"these weights were trained on {of_all}: the scores are too high" if used else ""
 
 
 def read_parts(run: Path) -> Mapping[str, str]:

@@ -158,7 +158,7 @@ def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecor
         arguments=json.loads(json.dumps(dict(config.model_args))),  # JSON types, as when read
         parameters=sum(p.numel() for p in network.parameters()),
         multiply_adds=count_multiply_adds(lambda: plan.task.answer(network, image), network),
-        initial_weights=origin,
+        initial_weights=plan.described(origin),
         initial_weights_sha256=state_digest(network.state_dict()),
         dataset=dataset_record(plan.index),
         grouping=plan.index.grouping,

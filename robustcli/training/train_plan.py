@@ -11,13 +11,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from robustcli.adapters import model
-from robustcli.adapters.catalogue import CATALOGUE, TRAINED_AS, ModelEntry
+from robustcli.adapters.catalogue import CATALOGUE, TRAINED_AS, ModelEntry, ModelRequest
 from robustcli.adapters.load import names_run, resolve
 from robustcli.adapters.model import AUTOCAST, GREY_NOTE
 from robustcli.adapters.networks import BUILDERS, OUR_BUILDERS
@@ -34,6 +35,7 @@ from robustcli.evaluation.device import unused_gpu
 from robustcli.models.ablation import no_scan, removed_parameters, scan_blocks
 from robustcli.models.architectures import ARCHITECTURES
 from robustcli.tasks.base import announce_default
+from robustcli.tasks.heldout import used_before
 from robustcli.training.classifier_training import ClassifierTraining
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import decode_sample
@@ -61,7 +63,25 @@ def plan_training(config: TrainConfig, listener: Listener) -> TrainPlan:
     config = _with_name(config, listener)
     inputs = look_up_training(config)
     check_class_count(config.model_args, inputs.index.mask_classes)
-    return complete_plan(_following_weights(config, inputs.entry), inputs, listener)
+    plan = complete_plan(_following_weights(config, inputs.entry), inputs, listener)
+    return plan if config.untrained else with_images_used_before(plan, config.weights, listener)
+
+
+def with_images_used_before(plan: TrainPlan, weights: Path | None, listener: Listener) -> TrainPlan:
+    """`plan` with a remark, which is announced, if `weights` were trained on held-out images.
+
+    `weights` are the file or the run from which the training starts; None for none of this program.
+    """
+    if weights is None:
+        return plan
+    request = ModelRequest(plan.entry.name, weights=weights)
+    remark = used_before(request, plan.index, plan.splits.test)
+    if remark:
+        listener.say(
+            f"WARNING: {remark[0].upper()}{remark[1:]}. Use the split of that training (its seed "
+            "as `--split-seed`, and its `--limit`), or other data."
+        )
+    return replace(plan, used_before=remark)
 
 
 def _with_name(config: TrainConfig, listener: Listener) -> TrainConfig:

@@ -67,6 +67,7 @@ class TrainPlan(TrainInputs):
     Args:
         least: Smallest training batch of one process.
         grey: Whether the network takes greyscale images.
+        used_before: Remark that the initial weights were trained on held-out images; else empty.
     """
 
     config: TrainConfig
@@ -74,6 +75,12 @@ class TrainPlan(TrainInputs):
     run: Path
     least: int = 1
     grey: bool = False
+    used_before: str = ""
+
+    def described(self, origin: str) -> str:
+        """The `origin` of the initial weights in words, with the remark on held-out images."""
+        is_random = self.config.untrained or not self.used_before
+        return origin if is_random else f"{origin} ({self.used_before})"
 
     def for_seed(self, seed: int, out: Path) -> TrainPlan:
         """The plan of another seed with the same data split, into the folder `out`.

@@ -16,7 +16,7 @@ from robustcli.adapters.trainable import initialised
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.dry_run import forecast_finetuning
-from robustcli.finetuning.finetune_plan import plan_finetuning
+from robustcli.finetuning.finetune_plan import finetune_record, plan_finetuning
 from robustcli.finetuning.finetuning_task import ClassifierFinetuning
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import SWEEPS, read_finetune_record
@@ -158,6 +158,28 @@ def test_the_bundled_weights_are_found(photos: Path, tmp_path: Path) -> None:
     plan = plan_finetuning(config, listener)
     assert plan.pretrained is not None
     assert "Starting from the bundled `vmamba-pico`, trained on CIFAR-10." in listener.lines
+
+
+def test_weights_that_were_trained_on_held_out_images_are_announced_and_recorded(
+    finished_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    warnings = {}
+    for split_seed in (0, 3):
+        training = {"seed": 3, "split_seed": split_seed}
+        config = tiny_tuning(
+            photos, tmp_path / f"{split_seed}", finished_run / "full", training=training
+        )
+        listener = Recorder()
+        plan = plan_finetuning(config, listener)
+        warnings[split_seed] = [line for line in listener.lines if line.startswith("WARNING")]
+    assert warnings[0] == []
+    assert "of 3 held-out images: the scores are too high. Use the split" in warnings[3][0]
+    network, origin = plan.network("full")
+    record = finetune_record(plan, network)
+    assert record.pretrained.startswith(f"{origin} (these weights were trained on ")
+    for mode, is_warned in (("full", True), ("scratch", False)):
+        described = plan.mode_plan(mode, tmp_path / "x").described("origin")
+        assert ("held-out" in described) == is_warned
 
 
 @pytest.mark.parametrize("name", ["vmamba-pico", "resnet-pico"])

@@ -15,7 +15,13 @@ from robustcli.core.errors import UsageError
 from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.sources import Classes, open_dataset
 from robustcli.tasks.base import TaskConfig
-from robustcli.tasks.heldout import TrainingData, choose_part, read_parts, training_data
+from robustcli.tasks.heldout import (
+    TrainingData,
+    choose_part,
+    read_parts,
+    training_data,
+    used_before,
+)
 from robustcli.tasks.segmentation import SegmentationTask
 from tests.evaluation.cells import OTSU, make_training, pairs_in
 from tests.training.images import write_photos
@@ -137,6 +143,23 @@ def test_weights_that_left_their_run_still_name_the_data(index, tmp_path):
     training = training_data(ModelRequest("ulvm_v2", weights=file))
     assert (training.digest, dict(training.parts)) == (index.digest, {})
     assert training.overlaps(index)
+
+
+def test_a_new_training_knows_how_many_held_out_images_its_weights_have_seen(index, tmp_path):
+    run = make_training(tmp_path / "run", index)
+    request = ModelRequest("ulvm_v2", weights=run)
+    parts = training_data(request).parts
+    untouched = frozenset(name for name, part in parts.items() if part == "test")
+    assert used_before(request, index, index.part(untouched, "test")) == ""
+    seen = len(index.samples) - len(untouched)
+    assert used_before(request, index, index) == (
+        f"these weights were trained on {seen} of {len(index.samples)} held-out images: the "
+        "scores are too high"
+    )
+    (run / "splits.csv").unlink()
+    assert "perhaps on held-out images" in used_before(request, index, index)
+    other_data = index.part(frozenset(), "none")
+    assert used_before(request, other_data, other_data) == ""
 
 
 def test_another_name_of_the_folder_changes_nothing(index, tmp_path):

@@ -33,7 +33,7 @@ from robustcli.models.architectures import architecture, everything_decays
 from robustcli.training import recipes
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import Decoded
-from robustcli.training.engine import run_training
+from robustcli.training.engine import run_training, train_record
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.recipes import recipe_for
 from robustcli.training.record import read_train_record
@@ -347,6 +347,21 @@ def test_training_on_from_a_control_stays_a_control(control, data, tmp_path):
     network, origin = plan.task.network(plan.config, plan.entry, plan.index)
     assert not has_scan(network)
     assert origin == str(run / "weights.safetensors")
+
+
+def test_training_on_with_another_split_warns_of_held_out_images(control, data, tmp_path):
+    run, _ = control
+    warnings = {}
+    for seed in (0, 1):
+        listener = Recorder()
+        plan = plan_training(
+            _ulvm(data, tmp_path / f"{seed}", weights=run, model_args={}, seed=seed), listener
+        )
+        warnings[seed] = [line for line in listener.lines if line.startswith("WARNING")]
+    assert warnings[0] == []
+    assert "held-out image: the scores are too high. Use the split" in warnings[1][0]
+    record = train_record(plan, plan.task.start(plan).network, "x")
+    assert record.initial_weights.startswith("x (these weights were trained on ")
 
 
 def test_the_published_dice_is_not_that_of_a_control(data, tmp_path):
