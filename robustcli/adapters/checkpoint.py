@@ -298,8 +298,10 @@ def _check_packed(path: Path) -> None:
         )
 
 
-def check_nesting(path: Path) -> None:
+def check_nesting(path: Path, other: str = "a safetensors file") -> None:
     """Raises UsageError if values in the torch file `path` are nested or repeated too often.
+
+    `other` is the kind of file that the error recommends.
 
     Python's hash of a tuple has no limit of its recursion: a key of a million nested tuples ends
     the process. Sixty tuples, each of which contains the one before twice, take forever. This reads
@@ -322,7 +324,7 @@ def check_nesting(path: Path) -> None:
     raise UsageError(
         f"`{path}` is refused, because it could crash the program.",
         f"{reason} No program that saves weights writes such files.",
-        "Ask its author for a safetensors file.",
+        f"Ask its author for {other}.",
     )
 
 
@@ -332,12 +334,15 @@ def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
     file.seek(0)
     if is_archive:
         reader = torch._C.PyTorchFileReader(file)  # finds the same member as torch.load
-        yield io.BytesIO(reader.get_record("data.pkl"))
+        for record in {*reader.get_all_records()}.intersection(_TORCH_PICKLES):
+            yield io.BytesIO(reader.get_record(record))
         return
     for _ in range(_LEGACY_PICKLES):
         yield file
 
 
+_TORCH_PICKLES = ("data.pkl", "constants.pkl")
+"""The values of a file, and the constants in the code of a TorchScript archive."""
 _LEGACY_PICKLES = 5
 """Format, version, machine, content and names of the storages; the storages follow."""
 _MEMO_READS = frozenset({"GET", "BINGET", "LONG_BINGET"})

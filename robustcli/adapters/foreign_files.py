@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters import timm_library
 from robustcli.adapters.catalogue import ModelRequest
-from robustcli.adapters.checkpoint import is_torchscript, read_weights
+from robustcli.adapters.checkpoint import check_nesting, is_torchscript, read_weights
 from robustcli.adapters.exported import Sidecar, read_sidecar, sidecar_path
 from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.preprocessing import Preprocessing
@@ -332,6 +332,7 @@ def torchscript(request: ModelRequest) -> ForeignNetwork:
             f"Pass the network as well: `--model NAME --weights {path}`, or for your own network "
             f"`--model my_package.my_module:build --weights {path}`.",
         )
+    check_nesting(path, "an ONNX file")
     try:
         with warnings.catch_warnings():
             # torch recommends torch.export for new files, but still reads TorchScript

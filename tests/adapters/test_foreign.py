@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 import warnings
+import zipfile
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -561,6 +562,21 @@ def test_arguments_that_do_not_fit(package: Path) -> None:
         load(ModelRequest("users_package.nets:instance", None, {"width": 4}, SMALL))
     with pytest.raises(UsageError, match=r"called with \(depth=4\)(.|\n)*unexpected keyword"):
         load(ModelRequest("users_package.nets:build", None, {"depth": 4}, SMALL))
+
+
+@pytest.mark.parametrize("record", ["constants.pkl", "data.pkl"])
+def test_torchscript_with_deeply_nested_values_is_refused(
+    tmp_path: Path, network: Small, record: str
+) -> None:
+    """A million levels end the process with a segmentation fault in `torch.jit.load`."""
+    whole, nested = Path(script(network, tmp_path / "net.ts")), tmp_path / "nested.ts"
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(nested, "w") as target:
+        for name in source.namelist():
+            is_nested = name.endswith(f"/{record}")
+            content = b"\x80\2)" + b"\x85" * 10_000 + b"." if is_nested else source.read(name)
+            target.writestr(name, content)
+    with pytest.raises(UsageError, match="refused, because it could crash(.|\n)*an ONNX file"):
+        load(ModelRequest(str(nested), preprocessing=SMALL))
 
 
 def test_damaged_files_are_refused(tmp_path: Path, network: Small) -> None:
