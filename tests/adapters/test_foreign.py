@@ -575,7 +575,7 @@ def test_torchscript_with_deeply_nested_values_is_refused(
             is_nested = name.endswith(f"/{record}")
             content = b"\x80\2)" + b"\x85" * 10_000 + b"." if is_nested else source.read(name)
             target.writestr(name, content)
-    with pytest.raises(UsageError, match="refused, because it could crash(.|\n)*an ONNX file"):
+    with pytest.raises(UsageError, match=r"refused, because it could crash(.|\n)*an ONNX file"):
         load(ModelRequest(str(nested), preprocessing=SMALL))
 
 
