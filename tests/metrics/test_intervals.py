@@ -62,6 +62,14 @@ def test_all_columns_are_judged_on_the_same_draws():
     assert [a - b for a, b in zip(first, second, strict=True)] == pytest.approx([0.25, 0.25])
 
 
+@pytest.mark.parametrize("groups", [3, 5, 20, 500])
+def test_percentiles_are_expanded_by_hesterbergs_rule(groups: int):
+    # T. C. Hesterberg, section 4.3: the normal share beyond sqrt(n / (n - 1)) t(n - 1).
+    beyond = np.sqrt(groups / (groups - 1)) * stats.t.ppf(0.025, groups - 1)
+    interval = Bootstrap(0).ends(np.linspace(0, 1, 100_001), groups)
+    assert interval == pytest.approx((stats.norm.cdf(beyond), stats.norm.sf(beyond)))
+
+
 def test_one_or_two_groups_have_no_interval():
     assert Bootstrap(0).mean(np.array([0.5])) is None
     assert Bootstrap(0).mean(np.array([0.5, 0.6])) is None
