@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import pandas as pd
-from markupsafe import escape
 from tabulate import tabulate
 
 from robustcli.core.errors import UsageError
@@ -108,8 +107,7 @@ def write_page(page: Page, folder: Path, photos: int | None = None) -> Path:
 # not there any more, must not remain beside it; files of the user must. `report.html` lists the
 # files of its report, quoted as in links.
 
-_PICTURE = re.compile(r"!\[(.*)\]\(((?:figures|panels)/[^/)\s]+)\)")
-_MARKS = re.compile(r"\\(?=\W)|`")
+_PICTURE = re.compile(r"!\[.*\]\(((?:figures|panels)/[^/)\s]+)\)")
 _LISTED = re.compile(r'<meta name="files" content="([^"]*)">')
 _REMOVABLE = re.compile(
     r"(?:figures|panels)/[^/\\]+\.(?:png|pdf)|classes\.csv|verdicts\.csv|statistics\.json"
@@ -119,7 +117,7 @@ _REMOVABLE = re.compile(
 
 def _files_of_page(page: Page, folder: Path) -> list[str]:
     """The files of `page` in `folder` besides those that every report has, sorted."""
-    pictures = [link for _, link in _PICTURE.findall(page.markdown)]
+    pictures = _PICTURE.findall(page.markdown)
     pairs = [(folder / unquote(link), f"{link.removesuffix('.png')}.pdf") for link in pictures]
     # A PDF of a figure is written after it; an older one is not of this report.
     documents = [
@@ -132,22 +130,13 @@ def _files_of_page(page: Page, folder: Path) -> list[str]:
 
 
 def _files_of_report(folder: Path) -> list[str]:
-    """The files of the report that exists in `folder`; empty without one.
-
-    Reports of earlier versions list nothing: theirs are the pictures that both of its files show.
-    """
-    texts = []
-    for name in ("report.html", "report.md"):
-        try:
-            texts.append((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return []
-    page, markdown = texts
-    if (listed := _LISTED.search(page)) is not None:
-        names = unescape(listed[1]).split()
-    else:
-        shown = [(_MARKS.sub("", caption), link) for caption, link in _PICTURE.findall(markdown)]
-        names = [link for caption, link in shown if f'alt="{escape(caption)}"' in page]
+    """The files that the report in `folder` lists; empty without a report, or if it lists none."""
+    try:
+        page = (folder / "report.html").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return []
+    listed = _LISTED.search(page)
+    names = unescape(listed[1]).split() if listed is not None else []
     return [name for name in names if _REMOVABLE.fullmatch(unquote(name))]
 
 

@@ -130,17 +130,6 @@ def test_files_of_an_earlier_report_are_removed_and_those_of_the_user_kept(tmp_p
     assert (tmp_path / "classes.csv").read_text() == "of the user"
 
 
-def test_pictures_of_a_report_of_an_earlier_version_are_removed(tmp_path: Path) -> None:
-    _draw(tmp_path, "old.png", "mine.png")
-    write_page(_page("old.png"), tmp_path)
-    report, page = tmp_path / "report.html", tmp_path / "report.md"
-    text = re.sub('<meta name="files".*\n', "", report.read_text("utf-8"))
-    report.write_text(text, "utf-8")  # earlier versions listed no files
-    page.write_text(page.read_text("utf-8") + "\n![Mine](figures/mine.png)\n", "utf-8")
-    write_page(_page(), tmp_path)
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["mine.png"]
-
-
 def test_a_damaged_page_removes_no_other_files(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     write_page(_page(), tmp_path)
