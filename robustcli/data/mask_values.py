@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from robustcli.core.errors import UsageError
 
 IGNORED = 255
+"""Label in a decoded mask of pixels that are excluded from training and scores."""
 UNSCORED = "every pixel of the mask is ignored"
 """Why an image is left out of an evaluation, although its files can be read."""
-"""Label in a decoded mask of pixels that are excluded from training and scores."""
 NONZERO = "nonzero"
 COLOUR_OFFSET = 1 << 32
 """Added to the 24 bits of a colour, to distinguish colours from grey values."""
