@@ -627,9 +627,7 @@ def _side_by_side(table: pd.DataFrame, models: list[str], layout: TableLayout) -
 
 def _column(rows: pd.DataFrame, layout: TableLayout) -> dict[str, str]:
     return {
-        cell_label(
-            row["transform"], row["severity"]
-        ): f"{layout.measure.value(row)} ({layout.measure.value_range(row, '-')})"
+        cell_label(row["transform"], row["severity"]): layout.measure.with_range(row)
         for _, row in rows.iterrows()
     }
 

@@ -15,6 +15,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from robustcli.core.names import counted, file_name
+from robustcli.metrics.intervals import FEWEST_UNITS
 from robustcli.reports.explanation_findings import (
     SHIFT,
     SIMILARITY,
@@ -193,9 +194,8 @@ def _scores(findings: Findings, measure: Measure) -> LatexTable:
             return "not yet"
         value = measure.value(row)
         highest = several and row[measure.column] == line.highest(measure)
-        return Markup("{} ({})").format(
-            bold(value) if highest else tex(value), tex(measure.value_range(row))
-        )
+        shown, interval = bold(value) if highest else tex(value), measure.value_range(row)
+        return shown if interval == MISSING else Markup("{} ({})").format(shown, tex(interval))
 
     rows = [[name(line.label), *(score(row, line) for row in line.rows)] for line in findings.lines]
     return _by_model("scores", findings, measure, rows)
@@ -208,7 +208,8 @@ def _drops(findings: Findings, measure: Measure) -> LatexTable:
             return "not yet"
         low, high = row["drop_low"], row["drop_high"]
         interval = measure.show_range(low, high, n, " to ")  # type: ignore[arg-type]
-        return f"{measure.show(row['drop'], n)} ({interval})"  # type: ignore[arg-type]
+        ends = "" if interval == MISSING else f" ({interval})"
+        return f"{measure.show(row['drop'], n)}{ends}"  # type: ignore[arg-type]
 
     rows = [
         [name(line.label), *(drop(row) for row in line.rows)]
@@ -470,5 +471,6 @@ def _environment() -> Environment:
         comment_start_string="<#",
         comment_end_string="#>",
     )
+    environment.globals["fewest_units"] = FEWEST_UNITS
     environment.filters |= {"cell": cell, "name": name, "counted": counted, "thousands": thousands}
     return environment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import EVALUATION, DeviceUse, Session, write_session
 from robustcli.nnunet.normalisation import Channel, NnUNetInference
-from robustcli.reports.evaluation_page import evaluation_report, evaluation_text
+from robustcli.reports.evaluation_page import evaluation_report, evaluation_summary, evaluation_text
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.latex import evaluation_tables
 from robustcli.tasks.record import MaskPreprocessingRecord, ModelCost
@@ -208,6 +209,16 @@ def test_the_pages_of_segmenters_in_other_states(tmp_path: Path) -> None:
 
 
 # Severity at which a model breaks.
+
+
+def test_too_few_groups_have_no_brackets_for_their_intervals(tmp_path: Path) -> None:
+    models = (segmenter("a"), segmenter("b"))
+    run = build_masks(tmp_path, MaskPlan(models, (IDENTITY, paper21()[0]), images=4, groups=2))
+    findings = read_findings(run)
+    tables = evaluation_tables(run)
+    for text in (evaluation_text(findings), evaluation_summary(findings), tables):
+        assert not re.search(r"\((\N{EN DASH}|-+)\)", text)
+    assert "$n = 4$ images, over 2 patients, without intervals." in tables
 
 
 @pytest.mark.parametrize(
