@@ -9,14 +9,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -27,22 +24,17 @@ from robustcli.adapters.training_run import WEIGHTS, write_weights
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import remove_folder
 from robustcli.core.listener import Listener, Silent
-from robustcli.core.machine import versions
 from robustcli.core.ranks import Ranks, as_single_process, environment, ranks
 from robustcli.core.watchdog import watching_threads
 from robustcli.data.splits import write_splits
-from robustcli.evaluation.device import DeviceMonitor, device_name
-from robustcli.models.ablation import has_scan
-from robustcli.models.multiply_adds import count_multiply_adds
-from robustcli.models.scan.dispatch import choose_backend
-from robustcli.tasks.record import dataset_record
+from robustcli.evaluation.device import DeviceMonitor
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import Decoded, DecodedSubset, decoded_once
 from robustcli.training.lit_module import LitModule
 from robustcli.training.procedures.base import Procedure
 from robustcli.training.processes import Peers, connected_processes, end_of_others, launched
-from robustcli.training.record import AVERAGED, TRAINING, VALIDATIONS, RecipeRecord, TrainRecord
-from robustcli.training.train_plan import plan_training, try_out
+from robustcli.training.record import AVERAGED, TRAINING, VALIDATIONS, TrainRecord
+from robustcli.training.train_plan import plan_training, train_record, try_out
 from robustcli.training.trainer import (
     BEST,
     CHECKPOINT_FOLDER,
@@ -62,7 +54,6 @@ from robustcli.training.training_task import TrainPlan, TrainStart
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _DDP = "ddp_find_unused_parameters_true"  # UMambaBot has 451 parameters that no output depends on
-_PACKAGES = ("lightning", "monai")
 _PREFIX, _AVERAGED_PREFIX = "network.", "averaged.module."
 _BY_DICE = VALIDATIONS["seg"].score
 _WHY = {
@@ -136,41 +127,6 @@ def _prepare(plan: TrainPlan, start: TrainStart) -> _Prepared:
     """Tests a training step of the network, before any file is written."""
     try_out(plan, start.network)
     return _Prepared(plan, start, train_record(plan, start.network, start.origin))
-
-
-def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecord:
-    """The record of a new training; its splits are counted later by `count_splits`."""
-    config, now = plan.config, datetime.now(UTC)
-    facts, device = plan.task.facts(plan, network), plan.machine.device
-    image = torch.zeros(1, *plan.input_shape, device=next(network.parameters()).device)
-    return TrainRecord(
-        task=plan.task.name,
-        command=config.command,
-        status="running",
-        created=now,
-        updated=now,
-        seed=config.seed,
-        split_seed=config.other_split_seed,
-        protocol=facts.protocol,
-        faults=plan.procedure.faults(plan.entry.name),
-        model=plan.entry.name,
-        family=plan.entry.family,
-        arguments=json.loads(json.dumps(dict(config.model_args))),  # JSON types, as when read
-        parameters=sum(p.numel() for p in network.parameters()),
-        multiply_adds=count_multiply_adds(lambda: plan.task.answer(network, image), network),
-        initial_weights=plan.described(origin),
-        initial_weights_sha256=state_digest(network.state_dict()),
-        dataset=dataset_record(plan.index),
-        grouping=plan.index.grouping,
-        splits={},
-        recipe=RecipeRecord.of(plan.recipe),
-        decision=facts.decision,
-        versions=versions() | {package: version(package) for package in _PACKAGES},
-        device=device_name(device),
-        devices=plan.machine.world,
-        scan_backend=choose_backend(device, torch.float32) if has_scan(network) else None,
-        threads=torch.get_num_threads(),
-    )
 
 
 def _run(prepared: _Prepared, listener: Listener, peers: Peers) -> Path:

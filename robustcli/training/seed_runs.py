@@ -34,7 +34,7 @@ from robustcli.core.rundir import RunKind, check_folder, has_record
 from robustcli.core.signals import interruptible, was_interrupted
 from robustcli.tasks.record import dataset_record
 from robustcli.training.config import TrainConfig
-from robustcli.training.engine import run_plan, train_record
+from robustcli.training.engine import run_plan
 from robustcli.training.processes import end_of_others, helped_run
 from robustcli.training.record import (
     SEEDS,
@@ -50,7 +50,7 @@ from robustcli.training.side_by_side import (
     devices_beside,
     run_beside,
 )
-from robustcli.training.train_plan import forecast_plan, plan_training
+from robustcli.training.train_plan import forecast_plan, plan_training, train_record
 from robustcli.training.training_task import TrainPlan
 
 OnFailure = Callable[[int, Exception], None]

@@ -11,6 +11,8 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import nn
 
 from robustcli.adapters import model
 from robustcli.adapters.catalogue import CATALOGUE, TRAINED_AS, ModelEntry, ModelRequest
+from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import names_run, resolve
 from robustcli.adapters.model import AUTOCAST, GREY_NOTE
 from robustcli.adapters.networks import BUILDERS, OUR_BUILDERS
@@ -27,22 +30,26 @@ from robustcli.adapters.trainable import carried_arguments, check_class_count
 from robustcli.adapters.training_run import header_beside, weights_in
 from robustcli.core.errors import UsageError, UsageErrors
 from robustcli.core.listener import Listener
+from robustcli.core.machine import versions
 from robustcli.core.names import canonical, counted
 from robustcli.core.rundir import check_folder
 from robustcli.data.sources import check_data_exists
 from robustcli.data.splits import take
-from robustcli.evaluation.device import unused_gpu
-from robustcli.models.ablation import no_scan, removed_parameters, scan_blocks
+from robustcli.evaluation.device import device_name, unused_gpu
+from robustcli.models.ablation import has_scan, no_scan, removed_parameters, scan_blocks
 from robustcli.models.architectures import ARCHITECTURES
+from robustcli.models.multiply_adds import count_multiply_adds
+from robustcli.models.scan.dispatch import choose_backend
 from robustcli.tasks.base import announce_default
 from robustcli.tasks.heldout import used_before
+from robustcli.tasks.record import dataset_record
 from robustcli.training.classifier_training import ClassifierTraining
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import decode_sample
 from robustcli.training.lit_module import LitModule
 from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import Protocol, Recipe, describe_recipe
-from robustcli.training.record import TRAINING
+from robustcli.training.record import TRAINING, RecipeRecord, TrainRecord
 from robustcli.training.segmenter_training import SegmenterTraining
 from robustcli.training.trainer import CHECKPOINT_FOLDER, LAST, Machine, machine
 from robustcli.training.training_task import TrainingTask, TrainInputs, TrainPlan
@@ -373,6 +380,7 @@ def _device_of_rank(machine: Machine) -> torch.device:
     return device
 
 
+_PACKAGES = ("lightning", "monai")
 _ONLY_OF_SEGMENTERS = ("expected_dice", "paper_batch", "patches", "decision")  # in a recipe
 _BYTES = 4
 _TENSORS_KEPT = 7  # two checkpoints with weights and two moments, and one file of weights
@@ -445,6 +453,41 @@ class TrainForecast:
         )
 
 
+def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecord:
+    """The record of a new training; its splits are counted later by `count_splits`."""
+    config, now = plan.config, datetime.now(UTC)
+    facts, device = plan.task.facts(plan, network), plan.machine.device
+    image = torch.zeros(1, *plan.input_shape, device=next(network.parameters()).device)
+    return TrainRecord(
+        task=plan.task.name,
+        command=config.command,
+        status="running",
+        created=now,
+        updated=now,
+        seed=config.seed,
+        split_seed=config.other_split_seed,
+        protocol=facts.protocol,
+        faults=plan.procedure.faults(plan.entry.name),
+        model=plan.entry.name,
+        family=plan.entry.family,
+        arguments=json.loads(json.dumps(dict(config.model_args))),  # JSON types, as when read
+        parameters=sum(p.numel() for p in network.parameters()),
+        multiply_adds=count_multiply_adds(lambda: plan.task.answer(network, image), network),
+        initial_weights=plan.described(origin),
+        initial_weights_sha256=state_digest(network.state_dict()),
+        dataset=dataset_record(plan.index),
+        grouping=plan.index.grouping,
+        splits={},
+        recipe=RecipeRecord.of(plan.recipe),
+        decision=facts.decision,
+        versions=versions() | {package: version(package) for package in _PACKAGES},
+        device=device_name(device),
+        devices=plan.machine.world,
+        scan_backend=choose_backend(device, torch.float32) if has_scan(network) else None,
+        threads=torch.get_num_threads(),
+    )
+
+
 def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
     """The forecast for `config`. Downloads nothing and writes nothing.
 
@@ -456,12 +499,24 @@ def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
 
 
 def forecast_plan(plan: TrainPlan) -> TrainForecast:
-    """The forecast for `plan`, from two training steps on generated images."""
+    """The forecast for `plan`, from two training steps on generated images.
+
+    Raises:
+        UsageError: The folder contains a training with other settings than `plan`. The weights to
+            start from are not compared, because nothing is downloaded.
+    """
     config = plan.config
     weights = None if config.untrained else config.weights
     start = replace(config, weights=weights, untrained=weights is None, offline=True)
     network, _ = plan.task.network(start, plan.entry, plan.index)
     try_out(plan, network)
+    started = (plan.run / CHECKPOINT_FOLDER / LAST).is_file() and not config.fresh
+    if started:
+        weights_sha256 = TRAINING.read(plan.run).initial_weights_sha256
+        new = train_record(plan, network, "").model_copy(
+            update={"initial_weights_sha256": weights_sha256}
+        )
+        TRAINING.check_continues(plan.run, new)
     parts = {name: getattr(plan.splits, name) for name in ("train", "val", "test")}
     steps = plan.recipe.epochs * plan.steps_per_epoch
     parameters = sum(p.numel() for p in network.parameters())
@@ -480,7 +535,7 @@ def forecast_plan(plan: TrainPlan) -> TrainForecast:
         seconds=_seconds(plan, plan.task.lit_module(plan, network)),
         pixels_bytes=_pixels(plan),
         disk_bytes=_tensors_kept(plan.recipe) * _BYTES * parameters,
-        started=(plan.run / CHECKPOINT_FOLDER / LAST).is_file() and not config.fresh,
+        started=started,
     )
 
 

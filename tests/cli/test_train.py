@@ -98,6 +98,12 @@ def test_a_dry_run_trains_nothing(robust: Robust, here: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert "49,457" in outcome.out
     assert not (here / "other").exists()
+    command = ("train", "seg", *TINY, "--data", "pairs", "--out", "run")
+    assert "run (exists: would be resumed)" in robust(*command, "--dry-run").out
+    refusal = robust(*command, "--lr", "0.5")
+    assert refusal.code == 2
+    assert "contains a training with other settings" in refusal.err
+    assert robust(*command, "--lr", "0.5", "--dry-run").err == refusal.err
 
 
 def test_every_option_reaches_the_configuration(robust: Robust, asked: Asked) -> None:
