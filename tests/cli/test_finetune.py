@@ -147,7 +147,7 @@ def test_what_is_refused(robust: Robust, arguments: list[str], message: str) -> 
 def test_the_package_is_also_the_function(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[FinetuneConfig] = []
 
-    def note(config: FinetuneConfig) -> Path:
+    def note(config: FinetuneConfig, _: object) -> Path:
         asked.append(config)
         return tmp_path
 
