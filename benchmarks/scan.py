@@ -1,6 +1,6 @@
 """Speed of the scan on the CPU: this package, a torch loop over time, and mambapy's parallel scan.
 
-    python benchmarks/scan.py [--rounds 5] [--plot docs/images/scan-linearity.png]
+    python benchmarks/scan.py [--rounds 5] [--rows 1] [--plot docs/images/scan-linearity.png]
 
 Each row alternates the implementations in one process and prints ratios of medians and the goal.
 Load from other programs changes the ratios; repeat until they are stable. The rows `image` are
@@ -331,6 +331,9 @@ def main() -> None:
     parser.add_argument(
         "--only-partial", action="store_true", help="Print only the table of the backward pass."
     )
+    parser.add_argument(
+        "--rows", type=int, help="Print only this many rows of the first table, and nothing else."
+    )
     parser.add_argument("--plot", type=Path, help="Plot the cost over the length to this file.")
     arguments_given = parser.parse_args()
     rounds = arguments_given.rounds
@@ -339,7 +342,7 @@ def main() -> None:
         print(partial_table(rounds))
         return
     rows = []
-    for work in WORK:
+    for work in WORK[: arguments_given.rows]:
         found = medians(work, rounds)
         goal = "" if work.mambapy_goal is None else f"{work.mambapy_goal:g}"
         ours_ms, by_loop = 1e3 * found["ours"], found["loop"] / found["ours"]
@@ -355,6 +358,8 @@ def main() -> None:
     )  # fmt: skip
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(tabulate(rows, headers=header, disable_numparse=True))
+    if arguments_given.rows is not None:
+        return
     print(f"\n{partial_table(rounds)}")
     print("\nforward + backward, 1 x 32 channels, N 16, one thread: microseconds a step")
     costs = linearity(rounds)

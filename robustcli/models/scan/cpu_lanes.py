@@ -278,12 +278,9 @@ def _parts(builder: Any, value: Any) -> list[Any]:
 
 _LOG2E, _LN2_HIGH, _LN2_LOW = 1.44269504, 0.693359375, -2.12194440e-4
 _LOWEST, _HIGHEST = -87.0, 88.0
-_MAGIC = 12582912.0  # 1.5 * 2**23: adding it rounds to the nearest integer, see `_exp`
-# e**r for |r| <= log(2)/2, exact for 0: minimax, relative error 2e-9.
-_EXP = (
-    1.0, 1.0, 4.999999421e-01, 1.666643126e-01, 4.166800204e-02, 8.374155290e-03,
-    1.384365340e-03,
-)  # fmt: skip
+_MAGIC = 12583039.0  # 1.5 * 2**23 + 127: adding it rounds to the nearest integer, see `_exp`
+# (e**r - 1 - r) / r**2 for |r| <= log(2)/2: minimax for e**r, relative error 3e-9.
+_EXP = (4.999999345e-01, 1.666652063e-01, 4.166838805e-02, 8.368716907e-03, 1.381459859e-03)
 # log(1 + t) / t for 0 <= t <= 1: minimax, relative error 3e-8.
 _LOG = (
     9.999999699e-01, -4.999949311e-01, 3.331909633e-01, -2.484297918e-01, 1.910599660e-01,
@@ -304,12 +301,16 @@ def _exp(builder: Any, x: Any) -> Any:
     shifted = _fused(builder, x, _LOG2E, _MAGIC)
     exponent = builder.fsub(shifted, _constant(x.type, _MAGIC), flags=flags)
     r = _fused(builder, exponent, -_LN2_LOW, _fused(builder, exponent, -_LN2_HIGH, x))
-    power = _polynomial(builder, _EXP, r)
-    # The lowest bits of `shifted` are the exponent: adding them to the exponent field of `power`
-    # multiplies by 2**exponent. The result is a normal number for every x in the limits.
+    power = _fused(
+        builder,
+        _polynomial(builder, _EXP, r),
+        builder.fmul(r, r, flags=flags),
+        builder.fadd(r, _constant(x.type, 1.0), flags=flags),
+    )
+    # The lowest bits of `shifted` are 127 + exponent, which is the exponent field of 2**exponent.
     shift = _indices([23] * x.type.count)
-    raised = builder.shl(builder.bitcast(shifted, integers), shift)
-    return builder.bitcast(builder.add(builder.bitcast(power, integers), raised), x.type)
+    scale = builder.bitcast(builder.shl(builder.bitcast(shifted, integers), shift), x.type)
+    return builder.fmul(power, scale, flags=flags)
 
 
 def _softplus(builder: Any, x: Any) -> tuple[Any, Any]:
