@@ -21,6 +21,12 @@ PIP := -m pip install --quiet
 # constraints.txt was made for Python 3.11 to 3.14; later ones may find no builds of its versions.
 NEWER_PYTHON := import sys; sys.exit(sys.version_info < (3, 15))
 CONSTRAINED = $$($(BIN)/python -c '$(NEWER_PYTHON)' || echo --constraint constraints.txt)
+# imgaug requires two packages with OpenCV's files. pip installs the one last that needs the system's
+# OpenGL library; without this library, the files of the other one replace them.
+define without_opengl
+@$(1) -c 'import cv2' 2> /dev/null || $(1) $(PIP) --force-reinstall --no-deps \
+  "opencv-python-headless==$$($(1) -c 'from importlib.metadata import version; print(version("opencv-python-headless"))')"
+endef
 
 .PHONY: demo gallery test lint types quick test-all test-newest test-oldest test-long check-release constraints \
   bench clean
@@ -51,6 +57,7 @@ test-all: $(VENV)/.installed-dev
 # Installs each time, because what is newest changes.
 test-newest: $(NEWEST)/bin/python
 	$(NEWEST)/bin/python $(PIP) --upgrade --upgrade-strategy eager --editable '.[dev]'
+	$(call without_opengl,$(NEWEST)/bin/python)
 	touch $(NEWEST)/.installed $(NEWEST)/.installed-dev
 	$(MAKE) test VENV=$(NEWEST)
 
@@ -100,6 +107,7 @@ $(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VE
 	@if $(BIN)/python -c '$(NEWER_PYTHON)'; \
 	then echo "constraints.txt is for Python < 3.15: the newest versions are installed"; fi
 	$(BIN)/python $(PIP) $(CONSTRAINED) --editable '$(WHAT)'
+	$(call without_opengl,$(BIN)/python)
 	touch $(VENV)/.installed $@
 
 $(OLDEST)/.installed-oldest: pyproject.toml .ci/lowest.py | $(OLDEST)/bin/python
@@ -107,6 +115,7 @@ $(OLDEST)/.installed-oldest: pyproject.toml .ci/lowest.py | $(OLDEST)/bin/python
 	  echo "the oldest versions have builds for Python 3.11 and 3.12 only; name one: make PYTHON=python3.11 test-oldest"; exit 2; }
 	$(OLDEST)/bin/python .ci/lowest.py > $(OLDEST)/lowest.txt
 	$(OLDEST)/bin/python $(PIP) --constraint $(OLDEST)/lowest.txt --editable '.[dev]'
+	$(call without_opengl,$(OLDEST)/bin/python)
 	touch $@
 
 clean:

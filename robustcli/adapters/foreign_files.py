@@ -314,6 +314,12 @@ def foreign_code_error(problem: str, error: BaseException) -> UsageError:
 # TorchScript.
 
 
+_UNSUPPORTED_TORCHSCRIPT = (
+    "torch does not support TorchScript with Python 3.14 or newer; check the clean scores, or "
+    "export the network to ONNX."
+)
+
+
 def torchscript(request: ModelRequest) -> ForeignNetwork:
     """The network in a file of `torch.jit.save`.
 
@@ -336,7 +342,7 @@ def torchscript(request: ModelRequest) -> ForeignNetwork:
     try:
         with warnings.catch_warnings():
             # torch recommends torch.export for new files, but still reads TorchScript
-            warnings.filterwarnings("ignore", message=".*torch.jit.load.*deprecated")
+            warnings.filterwarnings("ignore", message=".*torch.jit.load.*(deprecated|supported)")
             network: nn.Module = torch.jit.load(str(path), map_location="cpu")
     except Exception as error:  # damaged archives raise any exception in torch's reader
         raise _unreadable(path, error) from error
@@ -346,7 +352,10 @@ def torchscript(request: ModelRequest) -> ForeignNetwork:
         origin=str(path),
         digest=file_sha256(path),
         pretraining=_UNKNOWN,
-        notes=(f"`{path}` is a program: torch's TorchScript interpreter runs it, not Python.",),
+        notes=(
+            f"`{path}` is a program: torch's TorchScript interpreter runs it, not Python.",
+            *((_UNSUPPORTED_TORCHSCRIPT,) if sys.version_info >= (3, 14) else ()),
+        ),
     )
     return _described(foreign, read_sidecar(path))
 

@@ -447,6 +447,14 @@ def _library(raised: Raised) -> ErrorExplanation | None:
             "nodes often set one), or the file system of the library does not permit execution.",
             exit_code=3,
         )
+    absent = re.search(r"(\S+): cannot open shared object file", raised.message)
+    if absent is not None:
+        return ErrorExplanation(
+            "A library of the system is missing.",
+            f"Install the package of your system that contains `{absent[1]}`; `robust doctor` "
+            "tests what a run needs.",
+            exit_code=3,
+        )
     return ErrorExplanation(
         "A library that this command needs cannot be loaded.",
         "Install the program again (`pip install --force-reinstall`) in a separate environment; "

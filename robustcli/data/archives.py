@@ -67,6 +67,7 @@ _ZIP_ERRORS = (
 )  # fmt: skip
 _WINDOWS = 0  # `create_system` of a zip
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+_END_OF_ZIP = 22  # bytes of the last record of a zip without a comment
 _LONGEST_LINK = 4096
 _MOST_HOPS = 40  # links to resolve for one file; the limit of Linux
 
@@ -102,7 +103,7 @@ def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
     try:
         check_readable(path, math.inf)
         plain = _decompressed(path) if path.name.lower().endswith(COMPRESSED_SUFFIXES) else path
-        with tarfile.open(plain, mode="r:") as archive:
+        with tarfile.open(plain, mode="r:", tarinfo=_Header) as archive:
             root, outside = _tree(plain, archive)
             _check_complete(plain, archive.offset)
     # A damaged header can contain values that make tarfile raise ValueError or OverflowError.
@@ -126,6 +127,7 @@ def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
     try:
         check_readable(path, math.inf)
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            _check_single(archive, file)
             root, outside = _zip_tree(path, archive, file, suffixes)
     except _ZIP_ERRORS as error:
         raise UsageError(
@@ -182,6 +184,20 @@ def listed_tree(root: Member, outside: list[str], suffixes: frozenset[str]) -> F
     listing = list_tree(_InArchive(root, "", False, root), suffixes)
     unreached = [normalised_path(name) for name in outside if named_like_image(name, suffixes)]
     return replace(listing, unreached=sorted([*listing.unreached, *unreached]))
+
+
+def _check_single(archive: zipfile.ZipFile, file: BinaryIO) -> None:
+    """Refuses joined archives, of which `zipfile` reads only the last one.
+
+    Other data before an archive, such as the program of one that unpacks itself, are permitted.
+    """
+    first = min((info.header_offset for info in archive.infolist()), default=0)
+    file.seek(max(0, first - _END_OF_ZIP))
+    if first and file.read(4) == b"PK\5\6":
+        raise zipfile.BadZipFile(
+            "it consists of several archives joined into one file (`zip -FF FILE --out NEW.zip` "
+            "recovers all members)"
+        )
 
 
 def _zip_tree(
@@ -432,11 +448,29 @@ def _no_room(path: Path, target: Path, reason: str) -> RunError:
     )
 
 
+class _Header(tarfile.TarInfo):
+    """A member of a tar whose header is valid: `tarfile` takes an invalid one for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Header:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"the header at byte {tarfile_.offset}: {error}") from error
+
+
 def _check_complete(plain: Path, end: int) -> None:
-    """Checks for the final zero block; `tarfile` stops without error at a damaged header."""
+    """Checks that the archive has a final zero block at byte `end`, and nothing else after it."""
     with plain.open("rb") as archive:
         archive.seek(end)
         if archive.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(
                 f"it is truncated: it ends at byte {end} without the final blocks of a tar"
             )
+        while rest := archive.read(1 << 20):
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError(
+                    f"it ends at byte {end}, but other data follow. Either zeros replaced a part "
+                    "of the file, or it consists of several archives (`tar --ignore-zeros -xf "
+                    "FILE` unpacks both)"
+                )

@@ -16,8 +16,8 @@ import torch
 
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.fetching import is_here
-from robustcli.core.errors import RobustError
-from robustcli.core.machine import installed_version, versions
+from robustcli.core.errors import MachineError, RobustError
+from robustcli.core.machine import check_opencv, installed_version, versions
 from robustcli.data.named_datasets import data_home
 from robustcli.evaluation.device import gpu_without_torch
 from robustcli.models.scan import cpu
@@ -56,6 +56,10 @@ def _versions() -> Iterator[Check]:
         import torchvision.ops  # noqa: F401  fails if the versions do not match
     except (ImportError, RuntimeError) as error:
         yield Check("torch and torchvision", "broken", f"are not compatible: {error}")
+    try:
+        check_opencv()
+    except MachineError as error:
+        yield Check("opencv", "broken", f"{error.what} {error.why} {error.todo}")
 
 
 _SETTINGS = re.compile(

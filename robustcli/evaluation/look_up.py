@@ -20,7 +20,7 @@ from robustcli.adapters.model import Model
 from robustcli.adapters.training_run import WEIGHTS
 from robustcli.core.errors import UsageError, UsageErrors
 from robustcli.core.listener import Listener
-from robustcli.core.machine import versions
+from robustcli.core.machine import check_opencv, versions
 from robustcli.core.names import file_name
 from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import check_folder
@@ -146,6 +146,7 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
             check_data_exists(config.data, masks={entry.task for entry in entries} == {"seg"})
     with errors:
         device = choose_device(config.device, place)
+    check_opencv()
     errors.check()
     usual_names = tuple(entry.name for entry in entries)
     names = distinct_names(config.models, usual_names)

@@ -27,7 +27,7 @@ from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.arguments import Positive
 from robustcli.core.errors import UsageError, UsageErrors
 from robustcli.core.listener import Listener, Silent
-from robustcli.core.machine import versions
+from robustcli.core.machine import check_opencv, versions
 from robustcli.core.names import TaskName, counted, file_name
 from robustcli.core.ranks import Ranks
 from robustcli.data.archives import existing_path
@@ -209,6 +209,7 @@ def _task_and_device(
                 )
     with errors:
         device = choose_device(config.device, place)
+    check_opencv()
     errors.check()
     assert task is not None, "otherwise an error is raised above"
     return task, device

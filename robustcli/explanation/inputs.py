@@ -21,6 +21,7 @@ from robustcli.adapters.model import Model
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener
+from robustcli.core.machine import check_opencv
 from robustcli.core.names import TaskName, canonical, find, matching, nearest
 from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import check_folder, has_record
@@ -194,6 +195,7 @@ def _of_run(
     recorded = next(model for model in record.models if model.name == name)
     request = models.requests[record.models.index(recorded)]
     device = choose_device(config.device, place)
+    check_opencv()
     if note := unused_gpu(config.device, device):
         listener.say(note)
     space = answers_in(request) if record.task == "cls" else None

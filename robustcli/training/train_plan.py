@@ -30,7 +30,7 @@ from robustcli.adapters.trainable import carried_arguments, check_class_count
 from robustcli.adapters.training_run import header_beside, weights_in
 from robustcli.core.errors import UsageError, UsageErrors
 from robustcli.core.listener import Listener
-from robustcli.core.machine import versions
+from robustcli.core.machine import check_opencv, versions
 from robustcli.core.names import canonical, counted
 from robustcli.core.rundir import check_folder
 from robustcli.data.sources import check_data_exists
@@ -131,6 +131,7 @@ def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> Tr
     with errors:
         on = machine(config.device, config.devices)
         _check_precision(config, on)
+    check_opencv()
     errors.check()
     assert entry is not None, "otherwise an error is raised above"
     dataset = task.open(config, entry)

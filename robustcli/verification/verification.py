@@ -24,7 +24,7 @@ from robustcli.adapters.model import Model, NotFiniteError
 from robustcli.core.errors import RobustError, UsageError
 from robustcli.core.io import parse_json, read_csv
 from robustcli.core.listener import Listener, Silent
-from robustcli.core.machine import versions
+from robustcli.core.machine import check_opencv, versions
 from robustcli.core.rundir import RECORD_FILE, SEEDS_KIND, has_record
 from robustcli.core.seeds import identity_seed
 from robustcli.data.dataset import Sample
@@ -103,6 +103,7 @@ def _check(run: Path, config: VerifyConfig, listener: Listener) -> EvaluationChe
     record = read_record(run)
     stored = StoredRows(run, record)
     device = choose_device(config.device)
+    check_opencv()
     tolerance = COMPARISONS[record.task].tolerance(
         record.precision, _device_kind(record.device), _device_kind(device.type)
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 
 import numba
@@ -34,6 +36,53 @@ def test_on_this_machine_nothing_is_broken(robust: Robust) -> None:
     assert checks["torch"]["detail"] == torch.__version__.split("+")[0]
     assert checks["scan: reference"]["state"] == "ok"
     assert ("cuda" in checks) is not torch.cuda.is_available()
+
+
+@pytest.fixture
+def without_opengl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without the system's OpenGL library, such as the image `python:3.12-slim`."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages/cv2.py").write_text(
+        "raise ImportError('libGL.so.1: cannot open shared object file: No such file or directory')"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+
+
+REMEDY = f"opencv-python-headless=={version('opencv-python-headless')}"
+
+
+@pytest.mark.usefixtures("quick", "without_opengl")
+def test_opencv_without_the_systems_library_is_broken(robust: Robust) -> None:
+    outcome = robust("doctor", "--json")
+    check = next(c for c in json.loads(outcome.out) if c["name"] == "opencv")
+    assert (outcome.code, check["state"]) == (3, "broken")
+    assert "libGL.so.1: cannot open" in check["detail"]
+    assert REMEDY in check["detail"]
+
+
+@pytest.mark.usefixtures("without_opengl")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("eval", "--model", "vmamba-pico", "--transform", "perspective"),
+        ("predict", "--model", "vmamba-pico", "cifar10-mini", "--limit", "2"),
+        ("explain", "--model", "vmamba-pico", "--transform", "perspective", "--limit", "2"),
+        ("train", "cls", "--model", "vmamba-pico"),
+        ("train", "seg", "--model", "umamba-pico"),
+        ("finetune", "umamba-pico"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_a_run_that_needs_opencv_ends_before_it_computes(
+    robust: Robust, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = robust(*arguments)
+    assert outcome.code == 3, outcome.err
+    assert "libGL.so.1: cannot open shared object file" in outcome.err
+    assert REMEDY in outcome.err
+    assert not Path("runs").exists()
 
 
 @pytest.mark.usefixtures("quick")

@@ -122,6 +122,8 @@ def no_image(folder: Path) -> Exception:
         (lambda _: RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1,
          "A loader process ended.*--workers 0"),
         (lambda _: ModuleNotFoundError("No module named 'cv2'"), 3, "cannot be loaded.*cv2"),
+        (lambda _: ImportError("libX.so.1: cannot open shared object file: No such file"), 3,
+         "library of the system is missing.*package.*contains `libX.so.1`"),
         (lambda _: ImportError("lib.so: failed to map segment from shared object"), 3,
          "loaded into memory.*lib.so.*ulimit -v unlimited"),
         (lambda _: raised(lambda: json.loads("{")), 1, "does not have the expected contents"),

@@ -124,6 +124,49 @@ def test_headers_that_lie_are_an_error(tmp_path: Path, header: str) -> None:
         list_quickly(write_tar(tmp_path / "set.tar", [("x.jpg", FILE, "")], **PAX[header]))
 
 
+PLAIN: list[Entry] = [(f"{name}.jpg", FILE, "") for name in "abcdefgh"]
+
+
+def test_a_damaged_header_does_not_end_an_archive(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "set.tar", PLAIN)
+    with tarfile.open(path) as archive:
+        start = archive.getmember("c.jpg").offset
+    content = bytearray(path.read_bytes())
+    content[start] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=rf"the header at byte {start}: bad checksum"):
+        list_quickly(path)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 8])
+def test_zeros_inside_an_archive_do_not_end_it(tmp_path: Path, blocks: int) -> None:
+    path = write_tar(tmp_path / "set.tar", PLAIN)
+    with tarfile.open(path) as archive:
+        start = archive.getmember("b.jpg").offset
+    content = path.read_bytes()
+    zeros = bytes(blocks * tarfile.BLOCKSIZE)
+    path.write_bytes(content[:start] + zeros + content[start + len(zeros) :])
+    with pytest.raises(UsageError, match=f"ends at byte {start}, but other data follow"):
+        list_quickly(path)
+
+
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_joined_archives_are_refused_because_one_would_be_lost(tmp_path: Path, suffix: str) -> None:
+    write_archive = write_zip if suffix == "zip" else write_tar
+    path = write_archive(tmp_path / f"set.{suffix}", PLAIN)
+    assert len(list_quickly(path).files) == len(PLAIN)
+    path.write_bytes(2 * path.read_bytes())
+    with pytest.raises(UsageError, match="several archives"):
+        list_quickly(path)
+
+
+def test_a_zip_that_unpacks_itself_is_read(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "set.zip", PLAIN)
+    path.write_bytes(b"#!/bin/sh\n" + path.read_bytes())
+    listing = list_quickly(path)
+    assert [file.read() for file in listing.files] == [PHOTO] * len(PLAIN)
+
+
 def test_links_of_a_zip_that_are_no_text_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "set.zip"
     with zipfile.ZipFile(path, "w") as archive:
