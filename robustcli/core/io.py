@@ -9,8 +9,10 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -40,6 +42,26 @@ def shortened(name: str, most: int) -> str:
         return name
     digest = hashlib.sha256(raw).hexdigest()[:16]
     return raw[: most - len(digest) - 1].decode("utf-8", "ignore") + "-" + digest
+
+
+def identity_of_names(folder: Path) -> Callable[[Path], str]:
+    """A function that returns equal texts for paths that are one file in `folder`.
+
+    Most file systems of macOS, Windows and memory sticks take `A.png` and `a.png` for one file,
+    and some of them the two Unicode forms of `ä.png`. `folder` need not exist yet.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    ignores_case = ignores_form = False
+    with suppress(OSError), tempfile.NamedTemporaryFile(dir=existing, prefix="robust-ä-") as probe:
+        found, name = Path(probe.name), Path(probe.name).name
+        ignores_case = found.with_name(name.upper()).exists()
+        ignores_form = found.with_name(unicodedata.normalize("NFD", name)).exists()
+
+    def identity(path: Path) -> str:
+        text = unicodedata.normalize("NFC", str(path)) if ignores_form else str(path)
+        return text.casefold() if ignores_case else text
+
+    return identity
 
 
 _WINDOWS = os.name == "nt"

@@ -27,7 +27,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from robustcli.adapters.segmenter import Pixels, Segmenter
 from robustcli.core.errors import RunError, UsageError, located
-from robustcli.core.io import LONGEST_NAME, write_bytes, write_text
+from robustcli.core.io import LONGEST_NAME, identity_of_names, write_bytes, write_text
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.names import counted
 from robustcli.core.watchdog import watching_threads
@@ -111,7 +111,7 @@ def list_jobs(
         overlay = stem.with_name(f"{stem.name}{OVERLAY}.png") if overlays else None
         mask = stem.with_name(f"{stem.name}.png")
         jobs.append(Job(relative.as_posix(), ref, mask, overlay))
-    _check_outputs(jobs)
+    _check_outputs(jobs, out)
     return tuple(jobs)
 
 
@@ -216,30 +216,33 @@ def _is_true_mask(file: FileRef, names: set[str], folders: set[PurePosixPath]) -
     return is_beside_image or is_in_labels or is_in_masks
 
 
-def _check_outputs(jobs: Sequence[Job]) -> None:
-    images_of: dict[Path, list[FileRef]] = defaultdict(list)
+def _check_outputs(jobs: Sequence[Job], out: Path) -> None:
+    identity = identity_of_names(out)
+    owners: dict[str, list[tuple[Path, FileRef]]] = defaultdict(list)
     for job in jobs:
         for output in job.outputs:
-            images_of[output].append(job.image)
-    clashes = [(output, paths) for output, paths in images_of.items() if len(paths) > 1]
+            owners[identity(output)].append((output, job.image))
+    clashes = [shared for shared in owners.values() if len(shared) > 1]
     if clashes:
-        output, paths = clashes[0]
+        spellings = {output for output, _ in clashes[0]}
+        of_names = " This file system takes their names for one." * (len(spellings) > 1)
         raise UsageError(
             f"{len(clashes)} output files would belong to more than one image.",
-            f"`{output}` would be written for "
-            f"{' and '.join(f'`{path}`' for path in paths[:_FILES_SHOWN])}.",
+            f"`{clashes[0][0][0]}` would be written for "
+            f"{' and '.join(f'`{image}`' for _, image in clashes[0][:_FILES_SHOWN])}.{of_names}",
             "Put the images into separate folders, whose structure is kept, or predict them one "
             "after the other.",
         )
-    longest = max(images_of, key=lambda path: len(os.fsencode(path.name)))
+    outputs = [owner for owned in owners.values() for owner in owned]
+    longest, image = max(outputs, key=lambda owner: len(os.fsencode(owner[0].name)))
     if len(os.fsencode(longest.name)) > LONGEST_NAME:
         raise UsageError(
             f"The name of an output file would be too long for the file system: `{longest}`.",
-            f"A name can have {LONGEST_NAME} bytes; the image is `{images_of[longest][0]}`.",
+            f"A name can have {LONGEST_NAME} bytes; the image is `{image}`.",
             "Rename the image, or omit `--overlays`, whose names are longer.",
         )
-    images = {job.image.path.resolve() for job in jobs}
-    overwritten = [output for output in images_of if output.resolve() in images]
+    images = {identity(job.image.path.resolve()) for job in jobs}
+    overwritten = [output for output, _ in outputs if identity(output.resolve()) in images]
     if overwritten:
         raise UsageError(
             f"`{overwritten[0]}` is an image that would be overwritten by its mask.",

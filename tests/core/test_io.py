@@ -8,6 +8,8 @@ import stat
 import subprocess
 import sys
 import threading
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 
 from robustcli.core import io
 from robustcli.core.errors import RunError
-from robustcli.core.io import read_csv, replacing, write_bytes, write_text
+from robustcli.core.io import identity_of_names, read_csv, replacing, write_bytes, write_text
 from robustcli.reports.pages import to_csv
 
 FULL = Path("/dev/full")
@@ -289,3 +291,30 @@ def test_a_table_has_the_names_that_were_written(tmp_path: Path) -> None:
         result = read_csv(tmp_path / "table.csv", names=("model", "mode"))
         assert result["model"].tolist() == part
         assert result["number"].tolist() == table["number"].tolist()
+
+
+NFC, NFD = (unicodedata.normalize(form, "ä.png") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(
+    ("seen", "equal"),
+    [
+        (str, set()),  # Linux
+        (str.casefold, {("a.png", "A.png")}),  # exFAT
+        (lambda name: unicodedata.normalize("NFC", name).casefold(),  # APFS
+         {("a.png", "A.png"), (NFC, NFD)}),
+    ],
+)  # fmt: skip
+def test_names_that_a_file_system_takes_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Callable[[str], str],
+    equal: set[tuple[str, str]],
+) -> None:  # fmt: skip
+    def exists(path: Path) -> bool:
+        return seen(path.name) in {seen(other.name) for other in path.parent.iterdir()}
+
+    monkeypatch.setattr(Path, "exists", exists)
+    identity = identity_of_names(tmp_path / "new" / "folder")
+    for pair in [("a.png", "A.png"), (NFC, NFD), ("a.png", "b.png")]:
+        one, other = (identity(tmp_path / name) for name in pair)
+        assert (one == other) is (pair in equal), pair
+    assert list(tmp_path.iterdir()) == []

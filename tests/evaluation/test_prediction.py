@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,6 +273,26 @@ def test_two_images_with_one_mask_are_refused(tmp_path, names, overlays):
     folder = files(tmp_path / "in", *names)
     with pytest.raises(UsageError, match=r"1 output files would belong to more than one image"):
         list_jobs([folder], tmp_path / "out", overlays=overlays)
+
+
+@pytest.fixture
+def names_without_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system as of macOS, Windows and memory sticks."""
+
+    def identity_of_names(folder: Path) -> Callable[[Path], str]:
+        return lambda path: str(path).casefold()
+
+    monkeypatch.setattr(mask_files, "identity_of_names", identity_of_names)
+
+
+@pytest.mark.usefixtures("names_without_case")
+def test_names_that_differ_in_case_are_one_file_on_some_systems(tmp_path):
+    folder = files(tmp_path / "in", "A.png", "a.png")
+    with pytest.raises(UsageError, match=r"1 output files .*\n.*takes their names for one"):
+        list_jobs([folder], tmp_path / "out", overlays=False)
+    image = files(tmp_path / "photos", "B.PNG") / "B.PNG"
+    with pytest.raises(UsageError, match=r"B\.png` is an image that would be overwritten"):
+        list_jobs([image], image.parent, overlays=False)
 
 
 def test_a_name_that_is_too_long_with_its_ending_is_an_error_before_the_first_mask(tmp_path):

@@ -34,16 +34,16 @@ def cells(transform: str, retention: dict[int, float | None], model: str = "a") 
 def test_the_lowest_severity_below_one_half_breaks() -> None:
     table = pd.concat(
         [
-            cells("identity", {0: 1.0}),
-            cells("blur", {0: 0.1, 1: 0.9, 3: 0.5, 4: 0.49, 5: 0.3}),
-            cells("noise", {1: 0.9, 5: 0.6}),
-            cells("noise", {1: 0.4, 5: 0.1}, model="b"),
+            cells("identity", {0: 1.0}, model="b"),
+            cells("noise", {1: 0.9, 5: 0.6}, model="b"),
+            cells("blur", {0: 0.1, 1: 0.9, 3: 0.5, 4: 0.49, 5: 0.3}, model="b"),
+            cells("noise", {1: 0.4, 5: 0.1}),
         ]
     )
     assert breaking_points(table) == [
-        BreakingPoint("a", "blur", 4, 5),
-        BreakingPoint("a", "noise", None, 5),
-        BreakingPoint("b", "noise", 1, 5),
+        BreakingPoint("b", "noise", None, 5),
+        BreakingPoint("b", "blur", 4, 5),
+        BreakingPoint("a", "noise", 1, 5),
     ]
 
 
@@ -114,6 +114,7 @@ def test_mce_of_resnet50_is_the_published_one(run: Path, numbers: pd.DataFrame) 
         numbers.loc[steps, "top1"] = top1 + 0.01 * (numbers.loc[steps, "severity"] - 3)
     first, second = errors_of(numbers, run)
     assert (first.model, second.model) == ("vmamba-b", "swin-b")
+    assert (first.family, second.family) == ("imagenet-c", "imagenet-c")
     assert 100 * first.mce == pytest.approx(76.7, abs=0.4)
     assert 100 * first.by_corruption["glass_blur"] == pytest.approx(89)
 
@@ -130,6 +131,13 @@ def test_a_model_with_an_unfinished_cell_has_none(
     run: Path, numbers: pd.DataFrame, column: str
 ) -> None:
     numbers.loc[5, column] -= 1
+    assert [error.model for error in errors_of(numbers, run)] == ["swin-b"]
+
+
+def test_a_model_without_clean_images_has_none(run: Path, numbers: pd.DataFrame) -> None:
+    clean = (numbers["transform"] == "identity") & (numbers["model"] == "vmamba-b")
+    assert [error.model for error in errors_of(numbers[~clean], run)] == ["swin-b"]
+    numbers.loc[numbers["model"] == "vmamba-b", ["n", "paired_n"]] = 0
     assert [error.model for error in errors_of(numbers, run)] == ["swin-b"]
 
 
