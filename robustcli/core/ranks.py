@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import subprocess
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -279,11 +281,12 @@ def _slurm_counts() -> list[int]:
     Raises:
         UsageError: The value of the variable has another format.
     """
-    env = os.environ
-    if "SLURM_NTASKS_PER_NODE" in env:
-        return [_number(env, "SLURM_NTASKS_PER_NODE", "SLURM")]
-    name = "SLURM_STEP_TASKS_PER_NODE"
-    name = name if name in env else "SLURM_TASKS_PER_NODE"
+    env, name = os.environ, "SLURM_STEP_TASKS_PER_NODE"
+    if name not in env:
+        # An option: `srun` inherits that of the batch script, and the step may have other counts.
+        if "SLURM_NTASKS_PER_NODE" in env:
+            return [_number(env, "SLURM_NTASKS_PER_NODE", "SLURM")]
+        name = "SLURM_TASKS_PER_NODE"
     counts: list[int] = []
     for text in filter(None, env.get(name, "").split(",")):  # such as 2(x3),1
         parts = _SLURM_COUNT.fullmatch(text)
@@ -306,12 +309,40 @@ def _slurm_address() -> tuple[str, int]:
 
     env = os.environ
     machines = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST", "127.0.0.1")
-    address = env.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(machines)
+    address = env.get("MASTER_ADDR") or _resolvable(
+        SLURMEnvironment.resolve_root_node_address(machines)
+    )
     if "MASTER_PORT" in env:
         return address, _number(env, "MASTER_PORT", "SLURM")
     job, step = env.get("SLURM_JOB_ID", ""), env.get("SLURM_STEP_ID", "")
     number = 251 * int(step if step.isdecimal() else 0) + int(job if job.isdecimal() else 0)
     return address, 15_000 + number % 10_000
+
+
+@cache
+def _resolvable(machine: str) -> str:
+    """The name `machine` of SLURM, or its address by SLURM if the system does not know the name.
+
+    Raises:
+        RunError: Neither of them has an address of the machine.
+    """
+    try:
+        socket.getaddrinfo(machine, None)
+    except OSError as error:
+        with suppress(OSError, subprocess.SubprocessError):
+            node = subprocess.run(
+                ["scontrol", "show", "node", machine],
+                capture_output=True, text=True, timeout=30, check=True,
+            )  # fmt: skip
+            if address := re.search(r"\bNodeAddr=(\S+)", node.stdout):
+                return address[1]
+        raise RunError(
+            "The processes cannot find each other.",
+            f"SLURM calls the machine of the first one `{machine}`, a name without an address: "
+            f"{first_line(error)}.",
+            "Set `MASTER_ADDR` to its address for all processes.",
+        ) from error
+    return machine
 
 
 @cache

@@ -86,11 +86,15 @@ def test_plain_srun_says_how_many_tasks_each_machine_has(
         "SLURM_STEP_TASKS_PER_NODE": counts, "SLURM_NODEID": node, "SLURM_LOCALID": "0"
     }  # fmt: skip
     assert given(monkeypatch, variables) == Ranks(3, 4, 0, local, "123456.2", uneven)
+    of_script = variables | {"SLURM_NTASKS_PER_NODE": "7"}  # `sbatch --ntasks-per-node=7`
+    assert given(monkeypatch, of_script) == Ranks(3, 4, 0, local, "123456.2", uneven)
 
 
 def test_the_first_machine_of_a_slurm_step_holds_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of one job may run on other machines than its first, at the same time."""
     step = SRUN | {"SLURM_NODELIST": "node[01-04]", "SLURM_STEP_NODELIST": "node[03-04]"}
+    monkeypatch.setattr("socket.getaddrinfo", lambda name, port: [name])
+    subject._resolvable.cache_clear()
     given(monkeypatch, step)
     first = subject._address()
     assert first[0] == "node03"
@@ -98,6 +102,22 @@ def test_the_first_machine_of_a_slurm_step_holds_the_store(monkeypatch: pytest.M
     second = subject._address()
     assert first[1] != second[1]
     assert all(15_000 <= port < 25_000 for _, port in (first, second))
+
+
+def test_slurms_address_of_a_machine_is_used_where_its_name_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process with an unknown name waited ten minutes for it, without a message."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    given(monkeypatch, SRUN | {"SLURM_STEP_NODELIST": "no-such-machine.invalid"})
+    subject._resolvable.cache_clear()
+    with pytest.raises(RunError, match=r"(?s)`no-such-machine.invalid`.*Set `MASTER_ADDR`"):
+        subject._address()
+    (tmp_path / "scontrol").write_text(
+        f"#!{sys.executable}\nprint('NodeName=n3\\n   NodeAddr=127.0.0.7 NodeHostName=n')"
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    assert subject._address()[0] == "127.0.0.7"
 
 
 @pytest.mark.parametrize(
