@@ -13,7 +13,6 @@ import socket
 import subprocess
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -240,19 +239,17 @@ def _is_slurm_task() -> bool:
     env = os.environ
     if "SLURM_NTASKS" not in env or _number(env, "SLURM_NTASKS", "SLURM") == 1:
         return False
-    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning warns that `srun` exists and is not used
-        if not SLURMEnvironment.detect():
-            return False
-    if env.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in env:
+    if "SLURM_STEP_ID" in env:
+        # Lightning goes by the name of the job, which is `interactive` for `srun` inside `salloc`
+        # and `bash` for `srun bash SCRIPT`. A shell on a terminal is one process of the user.
+        return "SLURM_PTY_PORT" not in env
+    if env.get("ENVIRONMENT") == "BATCH":
         raise UsageError(
             f"SLURM reserved {env['SLURM_NTASKS']} tasks, but one process was started.",
             "A batch script starts each command once; only `srun` starts one process per task.",
             "Put `srun` before the command, or reserve one task with `--ntasks=1`.",
         )
-    return True
+    return False  # a shell of `salloc`
 
 
 def _of_slurm() -> Ranks:

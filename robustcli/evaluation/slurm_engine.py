@@ -27,6 +27,7 @@ from typing import Any
 from robustcli.core.errors import MachineError, RunError, UsageError, first_line
 from robustcli.core.io import parse_json, write_text
 from robustcli.core.names import counted, nearest
+from robustcli.core.signals import interruptible, was_interrupted
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.engines import (
     MakeWorker,
@@ -42,6 +43,8 @@ _ASK_SECONDS = 60.0  # between queries to SLURM about jobs without an outcome fi
 _LATE_SECONDS = 10.0  # delay until a file on a network file system is visible
 _MOST_TIMEOUTS = 1000  # how often submitit requeues a task at its time limit
 _REQUEUED = 144  # exit code by which submitit's local executor knows a task to start again
+_TERMINATED = 143  # 128 + SIGTERM
+_PREEMPTED_SECONDS = 180.0  # after which a pre-empted task was not requeued, but cancelled
 _JOB_ID = re.compile(r"\d+(_\d+)?")
 CLUSTERS = ("slurm", "local")
 _DURATION = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{2}))?(?::(\d{2}))?")
@@ -57,16 +60,24 @@ class ArrayTask:
     def __call__(self) -> None:
         """Computes the missing rows of the task and writes the outcome file.
 
-        After a pre-emption, submitit's signal handler raises SystemExit. A network or transform of
-        the user may be running, whose SystemExit counts as its error; the outcome is then void.
+        Before the time limit, submitit's signal handler raises SystemExit. A network or transform
+        of the user may be running, whose SystemExit counts as its error; the outcome is then void.
+        A pre-emption, or `scancel`, sends SIGTERM to the task and its loader processes, and SIGKILL
+        seconds later: submitit ignores SIGTERM, and the error of a loader would be the outcome.
 
         Raises:
-            SystemExit: The task was requeued.
+            SystemExit: The task was requeued or terminated.
         """
         self._is_requeued = False
-        outcome = TaskRunner(self._make_worker).run(self._pieces)
+        try:
+            with interruptible():
+                outcome = TaskRunner(self._make_worker).run(self._pieces)
+        except KeyboardInterrupt:
+            sys.exit(_TERMINATED)
         if self._is_requeued:
             sys.exit(_REQUEUED)
+        if was_interrupted():  # the outcome is a consequence of the signal
+            sys.exit(_TERMINATED)
         write_text(self._outcome, json.dumps(asdict(outcome)) + "\n")
 
     def checkpoint(self) -> Any:
@@ -116,6 +127,7 @@ class SlurmPool:
         self._working: list[tuple[Any, PieceTask, Path]] = []
         self._earlier: list[Any] = []
         self._query_time, self._dead_since = time.monotonic(), dict[str, float]()
+        self._preempted_since: dict[str, float] = {}
         self.tasks = settings.array
         self.processes = settings.array if settings.cluster == "local" else 1
 
@@ -200,7 +212,13 @@ class SlurmPool:
         ask = time.monotonic() - self._query_time > _ASK_SECONDS
         if ask:
             self._query_time = time.monotonic()
-        return bool(job.done(force_check=ask))
+        if job.done(force_check=ask):
+            return True
+        if job.state != "PREEMPTED":  # for submitit a task that will be requeued
+            self._preempted_since.pop(job.job_id, None)
+            return False
+        since = self._preempted_since.setdefault(job.job_id, time.monotonic())
+        return time.monotonic() - since > _PREEMPTED_SECONDS
 
     def _earlier_jobs(self) -> list[Any]:
         """The jobs in `jobs.json`; none for `cluster=local`, whose processes cannot be queried."""
@@ -244,7 +262,7 @@ def _executor(settings: SlurmSettings, folder: Path) -> Any:
             "Run the command on a login node; `--slurm cluster=local` tests it with processes on "
             "this machine.",
         ) from error
-    parameters = dict(settings.parameters)
+    parameters = {**settings.parameters, "slurm_additional_parameters": {"requeue": True}}
     if "cpus_per_task" in parameters:  # since SLURM 22.05, srun does not inherit it from sbatch
         parameters["slurm_srun_args"] = [f"--cpus-per-task={parameters['cpus_per_task']}"]
     try:

@@ -120,17 +120,28 @@ def test_slurms_address_of_a_machine_is_used_where_its_name_has_none(
     assert subject._address()[0] == "127.0.0.7"
 
 
+@pytest.mark.parametrize("job_name", ["bash", "interactive"])
+def test_srun_inside_salloc_and_of_a_shell_script_starts_several_tasks(
+    job_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task once took itself for the only one, as Lightning does for jobs of these names."""
+    variables = SRUN | {"SLURM_JOB_NAME": job_name}
+    assert given(monkeypatch, variables) == Ranks(3, 4, 1, 2, "123456.2")
+
+
 @pytest.mark.parametrize(
     "alone",
     [
-        {"SLURM_JOB_NAME": "bash"}, {"SLURM_JOB_NAME": "interactive"},
-        {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"},
+        SRUN | {"SLURM_PTY_PORT": "40297", "SLURM_PROCID": "0"},  # srun --ntasks 4 --pty bash
+        {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "interactive"},  # salloc
+        SRUN | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"},
     ],
-)  # fmt: skip
+    ids=["a shell of srun", "a shell of salloc", "one task"],
+)
 def test_shells_of_slurm_and_single_tasks_are_alone(
     alone: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert given(monkeypatch, SRUN | alone) == Ranks()
+    assert given(monkeypatch, alone) == Ranks()
 
 
 def test_a_batch_script_without_srun_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
+import signal
 import sys
 import time
 import uuid
@@ -40,7 +42,7 @@ from robustcli.evaluation.evaluate import IncompleteRun, PieceWorker, run_evalua
 from robustcli.evaluation.forecast import forecast
 from robustcli.evaluation.plan import EvaluationPlan
 from robustcli.evaluation.record import EVALUATION, read_record, read_sessions
-from robustcli.evaluation.slurm_engine import ArrayTask, read_settings
+from robustcli.evaluation.slurm_engine import ArrayTask, SlurmPool, read_settings
 from robustcli.evaluation.store import Store
 from robustcli.transforms.base import Cell
 from tests.evaluation.photos import config
@@ -504,3 +506,39 @@ def test_idle_actors_of_a_dead_machine_do_not_use_up_the_attempts_of_a_task(
             deaths += 1
             pool.start(lambda: None, [task])
     pytest.fail("the task was not computed")
+
+
+class TerminatedWorker:
+    """Receives SIGTERM with its loader process, whose error it raises."""
+
+    def compute(self, pieces: Sequence[Any]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RunError("A loader process ended.")
+
+
+def test_a_terminated_task_has_no_outcome(tmp_path: Path) -> None:
+    """SLURM requeues it; an error as its outcome would cancel all tasks of the command."""
+    before = signal.getsignal(signal.SIGTERM)
+    task = ArrayTask(TerminatedWorker, ["piece"], tmp_path / "outcome.json")
+    with pytest.raises(SystemExit) as ending:
+        task()
+    assert ending.value.code == 128 + signal.SIGTERM
+    assert not (tmp_path / "outcome.json").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_preempted_job_that_is_not_requeued_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PreemptMode=CANCEL this state is the last one; submitit takes it for a requeued job."""
+    states = ["RUNNING", "PREEMPTED", "PENDING", "PREEMPTED", "PREEMPTED"]
+    job: Any = SimpleNamespace(job_id="7", state="", done=lambda force_check: False)
+    pool: Any = SimpleNamespace(_query_time=float("inf"), _preempted_since={})
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    ended = []
+    for state in states:
+        now += 120
+        job.state = state
+        ended.append(SlurmPool._is_done(pool, job))
+    assert ended == [False, False, False, False, False]
+    now += 120
+    assert SlurmPool._is_done(pool, job)

@@ -135,14 +135,15 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 
 
 def robust_eval(
-    photos: Path, out: Path, plugin: Path, settings: str, environment: dict[str, str]
-) -> subprocess.Popen[str]:
+    photos: Path, out: Path, plugin: Path, settings: str, environment: dict[str, str],
+    loaders: int = 0,
+) -> subprocess.Popen[str]:  # fmt: skip
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     names = (argument for name in NAMES for argument in ("--transform", name))
     return subprocess.Popen(
         [sys.executable, "-m", "robustcli", "eval", "--model", "vmamba-pico", "--untrained",
          "--data", str(photos), "--out", str(out), "--device", "cpu", "--batch-size", "4",
-         "--workers", "0", "--plugin", str(plugin), *names, "--engine", "slurm", "--slurm",
+         "--workers", str(loaders), "--plugin", str(plugin), *names, "--engine", "slurm", "--slurm",
          settings],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -212,6 +213,32 @@ def test_slurms_commands_compute_the_rows_of_one_process(
         assert line in script, script
     # Since SLURM 22.05, srun does not inherit the number of cores from sbatch.
     assert re.search("^srun .*--cpus-per-task=2 ", script, re.MULTILINE), script
+
+
+def test_a_task_that_slurm_terminates_with_its_loaders_and_requeues_goes_on(
+    photos: Path,
+    plugin: Path,
+    expected_rows: dict[str, bytes],
+    tmp_path: Path,
+    slurm: dict[str, str],
+) -> None:
+    """SLURM 22.05 with PreemptMode=REQUEUE. The error of a loader process once ended the run."""
+    run, state = tmp_path / "run", Path(slurm["STATE"])
+    slow_env = slurm | {"ROBUST_TEST_SLEEP": "0.3"}
+    process = robust_eval(photos, run, plugin, "array=2,gpus=0", slow_env, loaders=1)
+    wait_for_rows(run, process)
+    preempted = int((state / "1000_0.pid").read_text())
+    os.killpg(preempted, signal.SIGTERM)
+    while any(os.getpgid(worker.pid) == preempted for worker in workers(run)):
+        time.sleep(0.1)
+    subprocess.run(
+        [Path(slurm["PATH"].split(os.pathsep)[0]) / "scontrol", "requeue", "1000_0"],
+        env={**os.environ, **slow_env, "SUBMITIT_FOLDER": str(run / "slurm")}, check=True,
+    )  # fmt: skip
+    output = finish_command(process)
+    assert not (state / "1001.sh").exists(), "the requeued task must not be submitted again"
+    assert "Cancelling" not in output
+    assert contents(run) == expected_rows
 
 
 def test_the_same_command_waits_for_the_jobs_of_a_killed_one(
