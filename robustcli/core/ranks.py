@@ -342,6 +342,12 @@ def _resolvable(machine: str) -> str:
     return machine
 
 
+def _mpi_world() -> int:
+    """The number of processes that `mpirun` started, as it tells each of them; 1 if unknown."""
+    names = (name for name in (*_MPIRUN, _PMI) if name in os.environ)
+    return max((_number(os.environ, name, "mpirun") for name in names), default=1)
+
+
 @cache
 def _mpi() -> Any:
     """Lightning's environment for MPI, cached: it is created by communication of all processes.
@@ -362,7 +368,15 @@ def _mpi() -> Any:
 
 
 def _of_mpi() -> Ranks:
-    cluster = _mpi()
+    cluster, world = _mpi(), _mpi_world()
+    if cluster.world_size() != world:
+        raise MachineError(
+            f"`mpirun` started {world} processes, which cannot find each other.",
+            f"The package `mpi4py` finds {cluster.world_size()}: it uses another MPI than this "
+            "`mpirun` (Open MPI and MPICH are different programs).",
+            "Build it for this MPI (`pip install --force-reinstall --no-binary mpi4py mpi4py`), or "
+            "start the command with `torchrun`.",
+        )
     local = int(cluster.local_rank())
     local_world = int(cluster._comm_local.Get_size())
     job = os.environ.get("PMIX_NAMESPACE", "")

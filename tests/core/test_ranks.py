@@ -8,6 +8,7 @@ import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import TCPStore
@@ -152,6 +153,14 @@ def test_a_batch_script_without_srun_is_told_so(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_torchrun_inside_slurm_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given(monkeypatch, SRUN | TORCHRUN).world == 8
+
+
+def test_mpi4py_of_another_mpi_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With MPICH's `mpirun` and the mpi4py of Open MPI, each process finds only itself."""
+    alone = SimpleNamespace(world_size=lambda: 1, global_rank=lambda: 0, local_rank=lambda: 0)
+    monkeypatch.setattr(subject, "_mpi", lambda: alone)
+    with pytest.raises(MachineError, match=r"started 2 processes.*\n.*finds 1: it uses another"):
+        given(monkeypatch, {"PMI_SIZE": "2", "PMI_RANK": "1"})
 
 
 def test_mpirun_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
