@@ -25,6 +25,7 @@ from robustcli.metrics.class_scores import (
     FEWEST_CALIBRATED,
     Confusion,
     _area_of_groups,
+    _resampled_f1,
     accuracy,
     calibration,
     class_outcomes,
@@ -187,6 +188,20 @@ def test_the_interval_is_that_of_resampled_images() -> None:
     assert [score.f1_low, score.f1_high] == pytest.approx(expected.tolist(), abs=0.008)
 
 
+def test_a_class_that_a_resample_lacks_is_no_part_of_its_mean() -> None:
+    """Six classes of two images, five of them always right: most resamples lack a class."""
+    target = np.repeat(np.arange(6), 2)
+    prediction = np.where(target == 5, 0, target)
+    random, resamples = np.random.default_rng(1), []
+    for _ in range(4000):
+        drawn = random.integers(0, len(target), len(target))
+        resamples.append(macro_f1(target[drawn], prediction[drawn]))
+    ours = _resampled_f1(target, prediction, Bootstrap(0))
+    # The means of 2,000 and 4,000 resamples vary with a standard deviation of about 0.003.
+    assert ours.mean() == pytest.approx(np.mean(resamples), abs=0.012)
+    assert ours.std() == pytest.approx(np.std(resamples), rel=0.1)
+
+
 def test_the_interval_depends_on_the_seed_and_not_on_the_order() -> None:
     rows = answers()
     score = macro_f1_with_interval(rows, Bootstrap(0))
@@ -229,6 +244,7 @@ def made_up(n: int) -> pd.DataFrame:
 def test_the_calibration_error_by_hand():
     # Two images in the bin at 0.95 (one right), one in that at 0.35 (right).
     scores = calibration(confident_rows([0.95, 0.95, 0.35], [1, 0, 1]), BOOTSTRAP)
+    assert (scores.error, scores.confidence) == pytest.approx((1 / 3, 0.75))
     assert scores.ece == pytest.approx(2 / 3 * abs(0.5 - 0.95) + 1 / 3 * abs(1 - 0.35))
     assert scores.brier == pytest.approx((0.05**2 + 0.95**2 + 0.65**2) / 3)
     assert scores.confidence == pytest.approx(0.75)

@@ -39,6 +39,14 @@ def test_the_interval_is_that_of_scipys_percentile_bootstrap():
     assert high == pytest.approx(theirs.high, abs=2e-3)
 
 
+def test_the_means_of_resamples_are_those_of_their_values():
+    values = np.random.default_rng(4).random((40, 2))
+    means = Bootstrap(0, draws=2000).means(values)
+    assert means.shape == (2000, 2)
+    assert means.mean(0) == pytest.approx(values.mean(0), abs=5e-3)
+    assert means.std(0) == pytest.approx(values.std(0) / math.sqrt(40), rel=0.1)
+
+
 def test_groups_weigh_as_many_images_as_they_have():
     """The share of images, resampling groups: one large group decides, or is not drawn at all."""
     numerators, denominators = np.array([90.0, 1, 1]), np.array([90.0, 10, 10])
