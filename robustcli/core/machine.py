@@ -296,37 +296,36 @@ def versions() -> dict[str, str]:
 
 
 def check_opencv() -> None:
-    """Raises the MachineError of `without_opencv` if OpenCV cannot be loaded."""
-    try:
-        import cv2  # noqa: F401
-    except ImportError as error:
-        raise without_opencv(error) from error
-
-
-def without_opencv(error: ImportError) -> MachineError:
-    """Explains the `error` of `import cv2`.
+    """Checks that OpenCV can be loaded.
 
     imgaug requires two distributions of OpenCV that contain the same files. pip installs
     `opencv-python` last, which needs the OpenGL library of the system; images of containers
     (`python:3.12-slim`) do not contain it.
+
+    Raises:
+        MachineError: It cannot be loaded; the message contains the command that mends it.
     """
-    installed = installed_version("opencv-python-headless")
-    number = f"=={installed}" if installed else ""
-    command = f"`pip install --force-reinstall --no-deps opencv-python-headless{number}`"
-    if "cannot open shared object file" not in str(error):
-        return MachineError(
-            "OpenCV, which transforms images, cannot be loaded.",
-            f"{type(error).__name__}: {error}",
-            f"{command} installs it again.",
-        )
-    return MachineError(
-        "OpenCV, which transforms images, cannot be loaded.",
-        f"{error}. The package `opencv-python` needs this library of the system, and "
-        "`opencv-python-headless` does not; imgaug requires both, and the one that was installed "
-        "last is used.",
-        f"{command} replaces the files, without administrator rights; or install the library "
-        "(Debian and Ubuntu: `apt-get install libgl1`).",
-    )
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        installed = installed_version("opencv-python-headless")
+        number = f"=={installed}" if installed else ""
+        command = f"`pip install --force-reinstall --no-deps opencv-python-headless{number}`"
+        why = f"{type(error).__name__}: {error}"
+        todo = f"{command} installs it again."
+        if "cannot open shared object file" in str(error):
+            why = (
+                f"{error}. The package `opencv-python` needs this library of the system, and "
+                "`opencv-python-headless` does not; imgaug requires both, and the one that was "
+                "installed last is used."
+            )
+            todo = (
+                f"{command} replaces the files, without administrator rights; or install the "
+                "library (Debian and Ubuntu: `apt-get install libgl1`)."
+            )
+        raise MachineError(
+            "OpenCV, which transforms images, cannot be loaded.", why, todo
+        ) from error
 
 
 def with_earlier(old: str, new: str) -> str:

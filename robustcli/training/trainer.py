@@ -286,6 +286,8 @@ _KNOWN = (
     r"GPU available but not used.*",
     # The loss scaler of float16 often skips the first steps, to find its scale.
     r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
+    # On machines of a SLURM cluster, about a training that runs in one process.
+    r"The `srun` command is available on your system but is not used.*",
     # The folder of checkpoints exists in a resumed run.
     r"Checkpoint directory .* exists and is not empty.*",
 )

@@ -61,7 +61,7 @@ def test_gpus_that_are_missing(monkeypatch):
         choose_device("cuda:1")
 
 
-SLURM = {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_PROCID": "3"}
+SLURM = {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3"}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ import lightning.pytorch as pl
 import pandas as pd
 import pytest
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.accelerators import CUDAAccelerator
 
 from robustcli.core import watchdog
@@ -248,6 +250,18 @@ def test_a_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(RunError, match="cannot be read"):
         IO.load_checkpoint(file)
+
+
+def test_machines_of_a_slurm_cluster_get_no_advice_to_use_srun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning asks at the start of each training whether SLURM runs it."""
+    (tmp_path / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.warns(PossibleUserWarning, match="srun"):
+        SLURMEnvironment.detect()
+    with without_chatter():
+        SLURMEnvironment.detect()
 
 
 def test_notes_are_silenced_inside_the_context_only(caplog: pytest.LogCaptureFixture) -> None:
