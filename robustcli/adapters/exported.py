@@ -130,6 +130,7 @@ class Sidecar(_Part):
     Args:
         training: Header of the weights, if they were trained by this program.
         splits: Split of each image of that training, by id.
+        earlier_splits: The same for each training of its initial weights, the last one first.
         mask_values: `--foreground`, `--ignore` and classes of that training.
         threads: Number of threads of torch and onnxruntime for `speed`.
     """
@@ -146,6 +147,7 @@ class Sidecar(_Part):
     output: ExportedOutput
     training: dict[str, Any] | None = None
     splits: dict[str, str] = {}
+    earlier_splits: tuple[dict[str, str], ...] = ()
     mask_values: tuple[str | None, str | None, ClassTable | None] | None = None
     parity: tuple[ParityRow, ...]
     speed: tuple[SpeedRow, ...]

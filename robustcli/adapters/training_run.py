@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,20 @@ KEY = "robust"
 """Key in the safetensors metadata, which maps strings to strings."""
 
 
+class EarlierTraining(BaseModel):
+    """A training of the initial weights, as far as it identifies its data.
+
+    Args:
+        trained_on: Digest of the training data set; None if the weights do not record it.
+        seen: Ids and file hashes (SHA-256) of some training images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trained_on: str | None = None
+    seen: dict[str, str] = {}
+
+
 class Header(BaseModel):
     """Header of weights that this program trained; common fields of both tasks.
 
@@ -37,6 +50,10 @@ class Header(BaseModel):
         window: Side of the training input in pixels.
         trained_on: Digest of the training data set (`Dataset.digest`).
         images_sha256: SHA-256 over the ids of the training images.
+        seen: Ids and file hashes (SHA-256) of some training images, to recognise the data set even
+            if another one has equal file names.
+        earlier: The trainings of the initial weights, the last one first; empty for random ones.
+            Their splits are in `earlier_splits.csv` of the run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +64,8 @@ class Header(BaseModel):
     window: int
     trained_on: str
     images_sha256: str
+    seen: dict[str, str] = {}
+    earlier: tuple[EarlierTraining, ...] = ()
 
     @property
     def pretraining(self) -> str:
@@ -88,15 +107,12 @@ class ClassifierHeader(Header):
         classes: Class ids in the order of the outputs.
         class_names: Readable names of the classes.
         preprocessing: Fields of `Preprocessing`.
-        seen: Ids and file hashes (SHA-256) of some training images, to recognise the data set even
-            if another one has equal file names.
     """
 
     label_space: str
     classes: tuple[str, ...]
     class_names: tuple[str, ...]
     preprocessing: dict[str, Any]
-    seen: dict[str, str] = {}
 
     @property
     def answers_in(self) -> LabelSpace:
@@ -109,13 +125,6 @@ class ClassifierHeader(Header):
         return LabelSpace(self.label_space, self.classes, self.class_names)
 
 
-_KEY_ORDER = (
-    *("schema_version", "model", "arguments", "window", "channels", "threshold", "protocol"),
-    *("trained_on", "images_sha256", "overlap", "nnunet", "mask_classes"),
-)
-"""Prefix of the keys of a segmenter's header."""
-
-
 def write_weights(path: Path, state: Mapping[str, Tensor], header: Header) -> None:
     """Writes `state` with `header` durably to `path`.
 
@@ -125,20 +134,9 @@ def write_weights(path: Path, state: Mapping[str, Tensor], header: Header) -> No
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={KEY: _header_json(header)})
+            save_file(tensors, temporary, metadata={KEY: header.model_dump_json()})
         except SafetensorError as error:
             raise OSError(str(error)) from error  # safetensors reports a full disk this way
-
-
-def _header_json(header: Header) -> str:
-    """The header as JSON without unset optional fields, which older versions would refuse."""
-    values = header.model_dump(mode="json")
-    empty = {
-        name for name in ("overlap", "nnunet", "mask_classes") if values.get(name) in (None, [])
-    }
-    order = [*(name for name in _KEY_ORDER if name in values), *values]
-    ordered = {name: values[name] for name in dict.fromkeys(order) if name not in empty}
-    return json.dumps(ordered, separators=(",", ":"), ensure_ascii=False)
 
 
 def read_header(path: Path) -> Header | None:

@@ -385,12 +385,62 @@ def read_splits(path: Path) -> dict[str, Split]:
     """The split of each image id in a file of `write_splits`; UsageError for unknown splits."""
     # The name of a folder or file may begin or end with a space.
     columns = read_columns(path, (Column("image-id"), Column("split")), keep_spaces=True)
+    return dict(zip(map(unmarked_cell, columns["image-id"]), _checked(path, columns), strict=True))
+
+
+def _checked(path: Path, columns: Mapping[str, Sequence[str]]) -> list[Split]:
+    """The column `split` of the file `path`; UsageError for unknown splits."""
     unknown = sorted(set(columns["split"]) - set(SPLITS))
     if unknown:
         raise UsageError(
             f"`{path}` contains unknown splits.",
             f"Expected `train`, `val` or `test`, got {quoted(unknown)}.",
-            "Use a new run folder, or restore `splits.csv` of the run.",
+            f"Use a new run folder, or restore `{path.name}` of the run.",
         )
-    names = [cast("Split", name) for name in columns["split"]]
-    return dict(zip(map(unmarked_cell, columns["image-id"]), names, strict=True))
+    return [cast("Split", name) for name in columns["split"]]
+
+
+EARLIER_SPLITS = "earlier_splits.csv"
+"""File in the folder of a training with the splits of the trainings of its initial weights."""
+_TRAININGS = 1_000  # more are not credible, and would fill the memory
+
+
+def write_earlier_splits(path: Path, trainings: Sequence[Mapping[str, str]]) -> None:
+    """Writes a CSV with `training,image_id,split` of the images of each training, durably.
+
+    `trainings` maps image ids to splits, and is empty for a training with unknown splits. The
+    column `training` counts from 1.
+    """
+    rows = [
+        (number, marked_cell(image_id), split)
+        for number, splits in enumerate(trainings, start=1)
+        for image_id, split in sorted(splits.items())
+    ]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("training", "image_id", "split"), *rows])
+    write_text(path, text.getvalue())
+
+
+def read_earlier_splits(path: Path) -> list[dict[str, Split]]:
+    """The splits in a file of `write_earlier_splits`; UsageError if it is damaged.
+
+    Trainings with unknown splits after the last known ones are missing.
+    """
+    wanted = (Column("training"), Column("image-id"), Column("split"))
+    columns = read_columns(path, wanted, keep_spaces=True)
+    allowed = {str(number) for number in range(1, _TRAININGS + 1)}
+    damaged = [number for number in columns["training"] if number not in allowed]
+    if damaged:
+        raise UsageError(
+            f"`{path}` is damaged.",
+            f"The column `training` contains {quoted(damaged[:1])}, which is not a number from "
+            f"1 to {_TRAININGS}.",
+            f"Use a new run folder, or restore `{path.name}` of the run.",
+        )
+    trainings: dict[int, dict[str, Split]] = defaultdict(dict)
+    for number, image_id, split in zip(
+        map(int, columns["training"]), map(unmarked_cell, columns["image-id"]),
+        _checked(path, columns), strict=True,
+    ):  # fmt: skip
+        trainings[number][image_id] = split
+    return [trainings.get(number, {}) for number in range(1, max(trainings, default=0) + 1)]

@@ -216,6 +216,7 @@ class _Subject:
     output: ExportedOutput
     training: dict[str, Any] | None
     splits: Mapping[str, str]
+    earlier_splits: tuple[dict[str, str], ...]
     mask_values: MaskValues | None
 
 
@@ -239,6 +240,7 @@ def _describe(model: Classifier | Segmenter, config: ExportConfig) -> _Subject:
         _output(model, config),
         None if header is None else header.model_dump(mode="json"),
         {} if training is None else training.parts,
+        () if training is None else tuple(dict(earlier.parts) for earlier in training.earlier),
         None if training is None else training.mask_values,
     )
 
@@ -564,6 +566,7 @@ def _sidecar(
         output=subject.output,
         training=subject.training,
         splits=dict(subject.splits),
+        earlier_splits=subject.earlier_splits,
         mask_values=subject.mask_values,
         parity=graph.parity,
         speed=speed,

@@ -44,7 +44,7 @@ from robustcli.training.record import RecipeRecord, read_train_record, recipe_di
 from robustcli.training.train_plan import (
     complete_plan,
     look_up_training,
-    with_images_used_before,
+    with_earlier_trainings,
 )
 from robustcli.training.training_task import TrainInputs, TrainPlan
 
@@ -285,7 +285,7 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
         listener.say(f"Starting from {pretrained.origin}.")
         plan.network("full")  # reports mismatching weights before any file is written
         weights = config.pretrained or (local_path(entry) if entry.asset is not None else None)
-        plan = replace(plan, training=with_images_used_before(training, weights, listener))
+        plan = replace(plan, training=with_earlier_trainings(training, weights, listener))
     return plan
 
 

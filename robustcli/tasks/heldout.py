@@ -11,7 +11,7 @@ from typing import Any, Literal
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.foreign import sidecar_of
 from robustcli.adapters.load import header_for, weights_path
-from robustcli.adapters.training_run import ClassifierHeader, Header, header_beside, weights_in
+from robustcli.adapters.training_run import Header, header_beside, weights_in
 from robustcli.core.errors import UsageError
 from robustcli.core.io import parse_json
 from robustcli.core.listener import Listener
@@ -20,7 +20,7 @@ from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.mask_classes import ClassTable, in_pairs
 from robustcli.data.mask_values import NONZERO
 from robustcli.data.sources import check_data_exists, find_default
-from robustcli.data.splits import read_splits
+from robustcli.data.splits import EARLIER_SPLITS, read_earlier_splits, read_splits
 from robustcli.tasks.base import ConfigT, TaskConfig
 from robustcli.tasks.record import EvaluatedPart, MasksRecord, class_table
 
@@ -40,6 +40,8 @@ class TrainingData:
         file_hashes: SHA-256 of the files of some training images by id, if recorded.
         mask_values: `--foreground`, `--ignore` and the classes of the training, if it used them.
         data: The data set as a value of `--data`; None if the folder of the run is not at hand.
+        earlier: The trainings of the initial weights, the last one first.
+        of_initial: Whether this is a training of the initial weights of `model`.
     """
 
     model: str
@@ -48,6 +50,13 @@ class TrainingData:
     file_hashes: Mapping[str, str] = field(default_factory=dict)
     mask_values: MaskValues | None = None
     data: str | None = None
+    earlier: tuple[TrainingData, ...] = ()
+    of_initial: bool = False
+
+    @property
+    def subject(self) -> str:
+        """What was trained, for messages."""
+        return f"`{self.model}` (its initial weights)" if self.of_initial else f"`{self.model}`"
 
     def overlaps(self, dataset: Dataset) -> bool:
         """Whether `dataset` contains images of the training.
@@ -76,23 +85,51 @@ def training_data(request: ModelRequest) -> TrainingData | None:
 
     The header of the weights identifies the data; `splits.csv` in the run's folder (or a file with
     that suffix next to bundled weights) contains the splits. For an exported model, its sidecar
-    file contains both.
+    file contains both. Both also describe the trainings of the initial weights.
     """
     sidecar = sidecar_of(request)
     if sidecar is not None:
         header = header_for(request)
-        return _training_data(request, header, sidecar.splits, sidecar.mask_values, None)
+        training = _training_data(request, header, sidecar.splits, sidecar.mask_values, None)
+        return _with_earlier(training, header, sidecar.earlier_splits)
     path = weights_path(request)
     if path is None:
         return None
     header = header_beside(weights_in(path))
     folders = [path, path.parent, path.parent.parent]  # RUN, RUN/FILE, RUN/checkpoints/FILE
-    files = [path.with_suffix(f".{SPLITS_FILE}"), *(folder / SPLITS_FILE for folder in folders)]
-    splits_file = next((file for file in files if file.is_file()), None)
-    parts = {} if splits_file is None else read_splits(splits_file)
+    splits_file = _file_of_run(path, folders, SPLITS_FILE)
+    parts: Mapping[str, str] = {} if splits_file is None else read_splits(splits_file)
     masks = next((v for v in map(mask_values_of, folders) if v is not None), None)
     data = next((v for v in map(_data_of, folders) if v is not None), None)
-    return _training_data(request, header, parts, masks, data)
+    training = _training_data(request, header, parts, masks, data)
+    earlier_file = _file_of_run(path, folders, EARLIER_SPLITS)
+    earlier = () if earlier_file is None else read_earlier_splits(earlier_file)
+    return _with_earlier(training, header, earlier)
+
+
+def _file_of_run(weights: Path, folders: Sequence[Path], name: str) -> Path | None:
+    """The file `name` of the run of `weights`, or that with this suffix next to them."""
+    files = [weights.with_suffix(f".{name}"), *(folder / name for folder in folders)]
+    return next((file for file in files if file.is_file()), None)
+
+
+def _with_earlier(
+    training: TrainingData | None, header: Header | None, splits: Sequence[Mapping[str, str]]
+) -> TrainingData | None:
+    """`training` with those of its initial weights, of which `splits` are the splits if known."""
+    if training is None or header is None:
+        return training
+    earlier = tuple(
+        TrainingData(
+            training.model,
+            named.trained_on,
+            splits[k] if k < len(splits) else {},
+            named.seen,
+            of_initial=True,
+        )
+        for k, named in enumerate(header.earlier)
+    )
+    return replace(training, earlier=earlier)
 
 
 def _training_data(
@@ -101,7 +138,7 @@ def _training_data(
 ) -> TrainingData | None:  # fmt: skip
     if header is None and not parts:
         return None
-    file_hashes = header.seen if isinstance(header, ClassifierHeader) else {}
+    file_hashes = {} if header is None else header.seen
     digest = None if header is None else header.trained_on
     return TrainingData(request.name, digest, parts, file_hashes, masks, data)
 
@@ -153,11 +190,15 @@ def in_flags(values: MaskValues) -> str:
 
 
 def trainings_of(config: TaskConfig) -> list[TrainingData]:
-    """The known training data of the models of `config`."""
-    trainings = [training_data(request) for request in config.models]
+    """The known training data of the models of `config`, with those of their initial weights.
+
+    With `splits_of`, a training scores its own held-out images: its record states how many of them
+    the initial weights have seen.
+    """
+    trainings = [training for training in map(training_data, config.models) if training is not None]
     if config.splits_of is not None:
-        trainings.append(TrainingData(str(config.splits_of), None, read_parts(config.splits_of)))
-    return [training for training in trainings if training is not None]
+        return [*trainings, TrainingData(str(config.splits_of), None, read_parts(config.splits_of))]
+    return [each for training in trainings for each in (training, *training.earlier)]
 
 
 def with_data_of_trainings(
@@ -208,23 +249,30 @@ def with_data_of_trainings(
     return replace(config, data=data)
 
 
-def used_before(request: ModelRequest, dataset: Dataset, held_out: Dataset) -> str:
-    """States that the weights of `request` were trained on images of `held_out`; else empty.
+def trainings_of_initial(request: ModelRequest) -> tuple[TrainingData, ...]:
+    """The trainings of the weights `request`, from which a training starts; the last one first."""
+    training = training_data(request)
+    return () if training is None else (training, *training.earlier)
+
+
+def used_before(trainings: Sequence[TrainingData], dataset: Dataset, held_out: Dataset) -> str:
+    """States that initial weights were trained on images of `held_out`; else empty.
 
     Args:
-        request: The weights from which a training starts.
+        trainings: The trainings of the weights from which a new training starts.
         dataset: All images of the new training.
         held_out: Those of them that it does not train on.
     """
-    training = training_data(request)
-    if training is None or not training.overlaps(dataset):
-        return ""
-    if not training.parts:
+    overlapping = [training for training in trainings if training.overlaps(dataset)]
+    if any(not training.parts for training in overlapping):
         return (
             "these weights were trained on this data, perhaps on held-out images: the scores can "
             "be too high"
         )
-    used = sum(training.parts.get(s.image_id) in ("train", "val") for s in held_out.samples)
+    used = sum(
+        any(training.parts.get(sample.image_id) in ("train", "val") for training in overlapping)
+        for sample in held_out.samples
+    )
     of_all = f"{used} of {counted(len(held_out.samples), 'held-out image')}"
     return f"these weights were trained on {of_all}: the scores are too high" if used else ""
 
@@ -280,7 +328,7 @@ def choose_part(
     if split == "all" or (split == "auto" and not overlapping):
         for training in overlapping:
             listener.say(
-                f"`{training.model}` was trained on some of these images, so that its scores are "
+                f"{training.subject} was trained on some of these images, so that its scores are "
                 "too high."
             )
         return ChosenPart(dataset, "all")
@@ -292,7 +340,7 @@ def choose_part(
     )
     if split == "auto":
         listener.say(
-            f"`{overlapping[0].model}` was trained on this data: only the {len(part.samples)} of "
+            f"{overlapping[0].subject} was trained on this data: only the {len(part.samples)} of "
             f"{len(dataset.samples)} images that were held out for testing are used (`--split "
             "all` uses all)."
         )
@@ -310,8 +358,10 @@ def _of_trainings(
         for sample in dataset.samples
         if all(training.parts.get(sample.image_id) == split for training in overlapping)
     )
-    by_path = {Path(training.model): training.model for training in overlapping}  # ./RUN is RUN
-    names = " and ".join(f"`{name}`" for name in by_path.values())
+    by_path = {  # ./RUN is RUN
+        (Path(training.model), training.of_initial): training.subject for training in overlapping
+    }
+    names = " and ".join(by_path.values())
     if not ids:
         raise UsageError(
             f"No image of `{dataset.name}` is in the {split} split of {names}.",
@@ -342,10 +392,11 @@ def _part(dataset: Dataset, ids: frozenset[str], part: str) -> Dataset:
 
 
 def _unknown_parts(training: TrainingData) -> UsageError:
+    name = EARLIER_SPLITS if training.of_initial else SPLITS_FILE
     return UsageError(
-        f"It is not known which images `{training.model}` was not trained on.",
-        "According to its weights it was trained on this data, but `splits.csv` of that training "
+        f"It is not known which images {training.subject} was not trained on.",
+        f"According to its weights it was trained on this data, but `{name}` of that training "
         "is not in the folder of the weights.",
-        "Pass the folder of the training run (`--model RUN`), copy its `splits.csv` into the "
+        f"Pass the folder of the training run (`--model RUN`), copy its `{name}` into the "
         "folder of the weights, or use all images with `--split all`.",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, Literal
@@ -18,7 +17,6 @@ from robustcli.adapters.training_run import ClassifierHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import counted, find
-from robustcli.core.seeds import identity_seed
 from robustcli.data.advice import quoted
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import check_no_masks
@@ -46,14 +44,12 @@ from robustcli.training.training_task import (
     TrainingTask,
     TrainPlan,
     TrainStart,
+    common_header,
     evaluate_test_images,
-    hash_ids,
     overridden_fields,
     run_as_model,
     typed_options,
 )
-
-_SEEN = 16  # training images whose hashes identify the data of a run
 
 
 class ClassifierTraining(TrainingTask):
@@ -176,13 +172,11 @@ class ClassifierTraining(TrainingTask):
             model=plan.entry.network,
             arguments=dict(plan.config.model_args),
             window=plan.recipe.window,
-            trained_on=plan.index.digest,
-            images_sha256=hash_ids(plan.splits.train),
+            **common_header(plan),
             label_space=space.name,
             classes=space.ids,
             class_names=space.names,
             preprocessing=asdict(_preprocessing(plan)),
-            seen=_sampled_digests(plan.splits.train, plan.config.seed),
         )
 
     def measure(
@@ -297,9 +291,3 @@ def _preprocessing(plan: TrainPlan) -> Preprocessing:
         return base
     channels, normalised = base.channels, replace(base, mean=photos.mean, std=photos.std)
     return normalised.of_channels(channels)
-
-
-def _sampled_digests(train: Dataset, seed: int) -> dict[str, str]:
-    """File hashes of some training images, by image id."""
-    drawn = sorted(train.samples, key=lambda image: identity_seed("seen", seed, image.image_id))
-    return {i.image_id: hashlib.sha256(i.image.read()).hexdigest() for i in drawn[:_SEEN]}

@@ -26,7 +26,7 @@ from robustcli.core.io import remove_folder
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.ranks import Ranks, as_single_process, environment, ranks
 from robustcli.core.watchdog import watching_threads
-from robustcli.data.splits import write_splits
+from robustcli.data.splits import EARLIER_SPLITS, write_earlier_splits, write_splits
 from robustcli.evaluation.device import DeviceMonitor
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import Decoded, DecodedSubset, decoded_once
@@ -361,6 +361,9 @@ def count_splits(
                 f"no score for {'these classes' if len(split.absent) > 1 else 'this class'}."
             )
     write_splits(plan.run / "splits.csv", plan.splits)
+    earlier = [training.parts for training in plan.trainings_before]
+    if any(earlier):
+        write_earlier_splits(plan.run / EARLIER_SPLITS, earlier)
     TRAINING.update(plan.run, splits=counts)
 
 

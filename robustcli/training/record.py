@@ -4,6 +4,7 @@ A training:
 
 RUN/run.json             `TrainRecord`
 RUN/splits.csv           image_id, group, split
+RUN/earlier_splits.csv   training, image_id, split: of the trainings of the initial weights
 RUN/metrics.csv          one line per finished epoch: the columns of VALIDATIONS
 RUN/checkpoints/         last.ckpt, best.ckpt (for resuming; replaced atomically)
 RUN/weights.safetensors  the selected weights; the header has all settings to use them
@@ -269,7 +270,8 @@ TRAINING = RunKind(
     "robust train",
     ("checkpoints", "tensorboard", "test", "baseline", "figures", "panels"),
     (
-        *("splits.csv", "metrics.csv", "weights.safetensors", "paper.parquet"),
+        *("splits.csv", "earlier_splits.csv"),
+        *("metrics.csv", "weights.safetensors", "paper.parquet"),
         *("results.csv", "results.json", "classes.csv", "report.md", "report.html"),
     ),
     _differences,

@@ -41,7 +41,7 @@ from robustcli.models.architectures import ARCHITECTURES
 from robustcli.models.multiply_adds import count_multiply_adds
 from robustcli.models.scan.dispatch import choose_backend
 from robustcli.tasks.base import announce_default
-from robustcli.tasks.heldout import used_before
+from robustcli.tasks.heldout import trainings_of_initial, used_before
 from robustcli.tasks.record import dataset_record
 from robustcli.training.classifier_training import ClassifierTraining
 from robustcli.training.config import TrainConfig
@@ -71,24 +71,24 @@ def plan_training(config: TrainConfig, listener: Listener) -> TrainPlan:
     inputs = look_up_training(config)
     check_class_count(config.model_args, inputs.index.mask_classes)
     plan = complete_plan(_following_weights(config, inputs.entry), inputs, listener)
-    return plan if config.untrained else with_images_used_before(plan, config.weights, listener)
+    return plan if config.untrained else with_earlier_trainings(plan, config.weights, listener)
 
 
-def with_images_used_before(plan: TrainPlan, weights: Path | None, listener: Listener) -> TrainPlan:
-    """`plan` with a remark, which is announced, if `weights` were trained on held-out images.
+def with_earlier_trainings(plan: TrainPlan, weights: Path | None, listener: Listener) -> TrainPlan:
+    """`plan` with the trainings of `weights`, the file or run from which the training starts.
 
-    `weights` are the file or the run from which the training starts; None for none of this program.
+    Announces that they used held-out images. `weights` is None for none of this program.
     """
     if weights is None:
         return plan
-    request = ModelRequest(plan.entry.name, weights=weights)
-    remark = used_before(request, plan.index, plan.splits.test)
+    earlier = trainings_of_initial(ModelRequest(plan.entry.name, weights=weights))
+    remark = used_before(earlier, plan.index, plan.splits.test)
     if remark:
         listener.say(
             f"WARNING: {remark[0].upper()}{remark[1:]}. Use the split of that training (its seed "
             "as `--split-seed`, and its `--limit`), or other data."
         )
-    return replace(plan, used_before=remark)
+    return replace(plan, used_before=remark, earlier=earlier)
 
 
 def _with_name(config: TrainConfig, listener: Listener) -> TrainConfig:

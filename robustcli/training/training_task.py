@@ -19,14 +19,16 @@ from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelEntry, ModelRequest
 from robustcli.adapters.model import Trial
-from robustcli.adapters.training_run import Header
+from robustcli.adapters.training_run import EarlierTraining, Header
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.rundir import check_folder
-from robustcli.data.dataset import Dataset
+from robustcli.core.seeds import identity_seed
+from robustcli.data.dataset import CONTENTS_READ, Dataset
 from robustcli.data.splits import Split, Splits
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.tasks.heldout import TrainingData
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import (
     BaseDataModule,
@@ -68,6 +70,7 @@ class TrainPlan(TrainInputs):
         least: Smallest training batch of one process.
         grey: Whether the network takes greyscale images.
         used_before: Remark that the initial weights were trained on held-out images; else empty.
+        earlier: The trainings of the initial weights, the last one first.
     """
 
     config: TrainConfig
@@ -76,11 +79,17 @@ class TrainPlan(TrainInputs):
     least: int = 1
     grey: bool = False
     used_before: str = ""
+    earlier: tuple[TrainingData, ...] = ()
 
     def described(self, origin: str) -> str:
         """The `origin` of the initial weights in words, with the remark on held-out images."""
         is_random = self.config.untrained or not self.used_before
         return origin if is_random else f"{origin} ({self.used_before})"
+
+    @property
+    def trainings_before(self) -> tuple[TrainingData, ...]:
+        """`earlier`, unless this training starts from random weights."""
+        return () if self.config.untrained else self.earlier
 
     def for_seed(self, seed: int, out: Path) -> TrainPlan:
         """The plan of another seed with the same data split, into the folder `out`.
@@ -272,7 +281,7 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def header(self, plan: TrainPlan, network: nn.Module) -> Header:
-        """The header of the weights file."""
+        """The header of the weights file, with the `common_header`."""
 
     @abstractmethod
     def measure(
@@ -314,6 +323,25 @@ def overridden_fields(config: TrainConfig) -> dict[str, Any]:
 def hash_ids(part: Dataset) -> str:
     """SHA-256 (hex) of the image ids in order, one per line."""
     return hashlib.sha256("".join(f"{s.image_id}\n" for s in part.samples).encode()).hexdigest()
+
+
+_SEEN = 16
+
+
+def common_header(plan: TrainPlan) -> dict[str, Any]:
+    """The fields of `Header` that identify the data of `plan` and of its initial weights."""
+    train, seed = plan.splits.train, plan.config.seed
+    images = [sample for sample in train.samples if sample.image.length <= CONTENTS_READ]
+    drawn = sorted(images, key=lambda image: identity_seed("seen", seed, image.image_id))
+    return {
+        "trained_on": plan.index.digest,
+        "images_sha256": hash_ids(train),
+        "seen": {i.image_id: hashlib.sha256(i.image.read()).hexdigest() for i in drawn[:_SEEN]},
+        "earlier": tuple(
+            EarlierTraining(trained_on=training.digest, seen=dict(training.file_hashes))
+            for training in plan.trainings_before
+        ),
+    }
 
 
 def run_as_model(run: Path) -> str:

@@ -16,6 +16,7 @@ from robustcli.adapters import training_run
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.load import resolve
 from robustcli.adapters.training_run import (
+    EarlierTraining,
     WeightsHeader,
     header_of,
     is_run,
@@ -144,17 +145,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
 
 
-def test_what_only_some_networks_have_is_written_for_those_alone(tmp_path: Path) -> None:
-    """Versions before it refuse keys that they do not know."""
-    how = NnUNetInference((Channel("ct", True, Intensities(1, 2, 3, 4)), Channel()), (1,))
-    header = HEADER.model_copy(update={"overlap": 0.25, "nnunet": how})
-    for name, first in (("usual", HEADER), ("nnunet", header)):
-        write_weights(tmp_path / f"{name}.safetensors", STATE, first)
-    assert read_header(tmp_path / "nnunet.safetensors") == header
-    with safe_open(tmp_path / "usual.safetensors", framework="np") as file:
-        metadata = file.metadata()["robust"]
-    assert "nnunet" not in metadata
-    assert "overlap" not in metadata
+def test_a_header_is_read_as_written(tmp_path: Path) -> None:
+    inference = NnUNetInference((Channel("ct", True, Intensities(1, 2, 3, 4)), Channel()), (1,))
+    earlier = (EarlierTraining(trained_on="0" * 64, seen={"a/é.png": "1" * 64}), EarlierTraining())
+    nnunet = HEADER.model_copy(update={"overlap": 0.25, "nnunet": inference, "earlier": earlier})
+    for written in (HEADER, nnunet):
+        write_weights(tmp_path / "weights.safetensors", STATE, written)
+        assert read_header(tmp_path / "weights.safetensors") == written
 
 
 def test_any_layout_in_memory_can_be_written(tmp_path: Path) -> None:

@@ -8,18 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.training_run import EarlierTraining, read_header, write_weights
 from robustcli.core.errors import UsageError
 from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.sources import Classes, open_dataset
+from robustcli.data.splits import read_earlier_splits, write_earlier_splits
 from robustcli.tasks.base import TaskConfig
 from robustcli.tasks.heldout import (
     TrainingData,
     choose_part,
     read_parts,
     training_data,
+    trainings_of,
+    trainings_of_initial,
     used_before,
 )
 from robustcli.tasks.segmentation import SegmentationTask
@@ -148,18 +152,52 @@ def test_weights_that_left_their_run_still_name_the_data(index, tmp_path):
 def test_a_new_training_knows_how_many_held_out_images_its_weights_have_seen(index, tmp_path):
     run = make_training(tmp_path / "run", index)
     request = ModelRequest("ulvm_v2", weights=run)
-    parts = training_data(request).parts
-    untouched = frozenset(name for name, part in parts.items() if part == "test")
-    assert used_before(request, index, index.part(untouched, "test")) == ""
+    (training,) = trainings_of_initial(request)
+    untouched = frozenset(name for name, part in training.parts.items() if part == "test")
+    assert used_before([training], index, index.part(untouched, "test")) == ""
     seen = len(index.samples) - len(untouched)
-    assert used_before(request, index, index) == (
+    counts = (
         f"these weights were trained on {seen} of {len(index.samples)} held-out images: the "
         "scores are too high"
     )
+    assert used_before([training], index, index) == counts
+    foreign = TrainingData("foreign", "0" * 64, {"x.png": "train"})
+    assert used_before([foreign, training, training], index, index) == counts
     (run / "splits.csv").unlink()
-    assert "perhaps on held-out images" in used_before(request, index, index)
+    assert "perhaps on held-out images" in used_before(trainings_of_initial(request), index, index)
     other_data = index.part(frozenset(), "none")
-    assert used_before(request, other_data, other_data) == ""
+    assert used_before([training], other_data, other_data) == ""
+    assert trainings_of_initial(OTSU) == ()
+
+
+def test_a_training_scores_its_own_held_out_images(index, tmp_path):
+    """Also those that the initial weights have seen; its record states how many these are."""
+    run = make_training(tmp_path / "run", index)
+    file = run / "weights.safetensors"
+    header = read_header(file)
+    earlier = (EarlierTraining(trained_on=index.digest),)
+    write_weights(file, load_file(file), header.model_copy(update={"earlier": earlier}))
+    models = (ModelRequest(str(run)),)
+    trainings = trainings_of(TaskConfig(models, ("identity",)))
+    assert [training.of_initial for training in trainings] == [False, True]
+    assert trainings[1].parts == {}
+    own = trainings_of(TaskConfig(models, ("identity",), splits_of=run))
+    assert [training.of_initial for training in own] == [False, False]
+
+
+@pytest.mark.parametrize("number", ["0", "x", "", "1001", "9" * 30, "-1", "1.0"])
+def test_damaged_earlier_splits_are_an_error(number, tmp_path):
+    file = tmp_path / "earlier_splits.csv"
+    file.write_text(f"training,image_id,split\n{number},a.png,train\n")
+    with pytest.raises(UsageError, match=r"earlier_splits\.csv"):
+        read_earlier_splits(file)
+
+
+def test_earlier_splits_are_read_as_written(tmp_path):
+    file = tmp_path / "earlier_splits.csv"
+    trainings = [{}, {"=a.png": "train", " b.png ": "test"}, {}, {'a,"b".png': "val"}]
+    write_earlier_splits(file, trainings)
+    assert read_earlier_splits(file) == trainings
 
 
 def test_another_name_of_the_folder_changes_nothing(index, tmp_path):

@@ -15,15 +15,17 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.load import load
 from robustcli.adapters.training_run import ClassifierHeader, read_header
 from robustcli.core.errors import UsageError
-from robustcli.data.splits import read_splits
+from robustcli.data.splits import read_earlier_splits, read_splits
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.exporting import ExportConfig, export
 from robustcli.evaluation.store import Store
 from robustcli.models.multiply_adds import count_multiply_adds
 from robustcli.reports.render import render
 from robustcli.reports.training_findings import read_training
 from robustcli.reports.training_page import training_table
+from robustcli.tasks.heldout import training_data
 from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
 from robustcli.training.record import VALIDATIONS, read_train_record
@@ -260,3 +262,43 @@ def test_weights_from_a_file_are_kept_except_the_head(finished_run: Run, tmp_pat
             assert tensor.shape[0] == 2
         else:
             assert torch.equal(tensor, start_weights[name]), name
+
+
+def test_images_of_the_initial_weights_are_not_evaluated_as_held_out(
+    finished_run: Run, photos: Path, tmp_path: Path
+) -> None:
+    """Both data sets have images of the same names."""
+    first, photos_of = finished_run[0], {"first": photos}
+    photos_of["second"] = write_photos(tmp_path / "others" / "paints", 12, seed=1)
+    second, _ = recorded_training(
+        tiny_classifier(
+            photos_of["second"], tmp_path / "second", weights=first, epochs=1, split_seed=5
+        )
+    )
+    splits = {run.name: read_splits(run / "splits.csv") for run in (second, first)}
+    splits["first"] = splits.pop(first.name)
+    assert splits["first"] != splits["second"]
+    assert read_earlier_splits(second / "earlier_splits.csv") == [splits["first"]]
+    headers = {run: read_header(run / "weights.safetensors") for run in (first, second)}
+    assert [each.seen for each in headers[second].earlier] == [headers[first].seen]
+    exported = tmp_path / "exported.pt"
+    export(ExportConfig(ModelRequest(str(second)), ("torchscript",), exported))
+    for model in (second, exported):
+        for name, parts in splits.items():
+            out = tmp_path / f"{model.stem} {name}"
+            _, listener = _evaluated(model, photos_of[name], out)
+            rows = Store(out).rows(model.name, Cell("identity", 0), "cls")
+            assert set(rows["image_id"]) == {i for i, part in parts.items() if part == "test"}
+            initial = " (its initial weights)" if name == "first" else ""
+            message = f"`{model}`{initial} was trained on this data: only the 3 of 36 images"
+            assert message in "\n".join(listener.lines)
+    checkpoint = ModelRequest("vmamba-pico", weights=second / "checkpoints" / "last.ckpt")
+    assert training_data(checkpoint).earlier[0].parts == splits["first"]
+    third = tiny_classifier(photos, tmp_path / "third", weights=second, split_seed=1)
+    listener = Recorder()
+    plan = plan_training(third, listener)
+    assert [dict(each.parts) for each in plan.earlier] == [splits["second"], splits["first"]]
+    assert any(line.startswith("WARNING: These weights were trained") for line in listener.lines)
+    (second / "earlier_splits.csv").unlink()
+    with pytest.raises(UsageError, match=r"not known which images `.*` \(its initial weights\)"):
+        _evaluated(second, photos, tmp_path / "unknown")
