@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import norm, t
 from tabulate import tabulate
 
-from robustcli.metrics.class_scores import BINS, _bins, _without_bias
+from robustcli.metrics.class_scores import BINS, _bins, ece_interval
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
 from robustcli.metrics.paired import sign_flip_p
 
@@ -82,9 +82,8 @@ def covers_error(draw: Draw, accuracy: Accuracy, images: int, trials: int) -> fl
         confidence = draw(generator, (images,))
         gaps = confidence - (generator.random(images) < accuracy(confidence))
         by_bin = np.where(np.equal.outer(_bins(confidence), np.arange(BINS)), gaps[:, None], 0.0)
-        errors = np.abs(bootstrap.means(by_bin)).sum(axis=1)
-        found = float(np.abs(by_bin.sum(axis=0)).sum()) / images
-        low, high = _without_bias(found, errors, bootstrap.ends(errors, images)) or (1.0, 0.0)
+        draws = bootstrap.means(by_bin)
+        low, high = ece_interval(by_bin.mean(axis=0), draws, bootstrap, images)
         covered += low <= error <= high
     return covered / trials
 

@@ -5,7 +5,6 @@ Every share is a fraction in [0, 1]; an undefined number is None.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -286,9 +285,8 @@ class Calibration:
     `ece` the expected calibration error over `BINS` bins of equal width, `aurc` the area under the
     risk-coverage curve. `brier` is the top-label Brier score: the mean of (probability of the
     prediction - 1 if it is correct, else 0)**2, which only needs the probability of the predicted
-    class. The intervals are 95 % bootstrap intervals, that of `ece` without the bias of the
-    resamples; None for fewer than `FEWEST_UNITS` images, that of `ece` for fewer than
-    `FEWEST_CALIBRATED`.
+    class. The intervals are 95 % bootstrap intervals, that of `ece` by `ece_interval`; None for
+    fewer than `FEWEST_UNITS` images, that of `ece` for fewer than `FEWEST_CALIBRATED`.
     """
 
     n: int
@@ -325,7 +323,8 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
     squares = (confidence - correct) ** 2
     ece_low, ece_high, brier_low, brier_high, aurc_low, aurc_high = (None,) * 6
     aurc = risk_coverage_area(confidence, correct == 0)
-    ece = float(np.abs(gaps.sum(axis=0)).sum() / n)
+    mean_gaps = gaps.mean(axis=0)
+    ece = float(np.abs(mean_gaps).sum())
     if n >= FEWEST_UNITS:
         draws = min(_DRAWS, max(_FEWEST_DRAWS, _NUMBERS // n))
         bootstrap = replace(bootstrap, draws=draws)
@@ -333,8 +332,7 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
         areas = _resampled_areas(confidence, correct == 0, bootstrap)
         aurc_low, aurc_high = both_ends(bootstrap.ends(areas, n))
         if n >= FEWEST_CALIBRATED:
-            errors = np.abs(means[:, :BINS]).sum(axis=1)
-            ece_low, ece_high = both_ends(_without_bias(ece, errors, bootstrap.ends(errors, n)))
+            ece_low, ece_high = ece_interval(mean_gaps, means[:, :BINS], bootstrap, n)
         brier_low, brier_high = both_ends(bootstrap.ends(means[:, BINS], n))
     return Calibration(
         n,
@@ -352,21 +350,56 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
     )
 
 
-def _without_bias(ece: float, draws: FloatArray, interval: Interval | None) -> Interval | None:
-    """The interval of an expected calibration error, from that of its resampled values `draws`.
+def ece_interval(gaps: FloatArray, draws: FloatArray, bootstrap: Bootstrap, n: int) -> Interval:
+    """The interval of the expected calibration error of `n` images, by inverting a test.
 
-    Noise in a bin increases the error, and that of a resample again, so that percentiles of the
-    resamples are too high: for a calibrated model, 95 of 100 such intervals can be above the true
-    error. With b = mean(draws) - ece, resamples of calibrated bins with normal noise of standard
-    deviation s exceed the true error by sqrt(2) m, m = E|N(0, s)|, and b = (sqrt(2) - 1) m. The
-    lower end is lowered by sqrt(2) m = (2 + sqrt(2)) b, the upper end only by b, because bins that
-    are not calibrated have a smaller bias.
+    Noise in a bin increases the error, and that of a resample again, so that percentiles of
+    resamples are too high: those of a calibrated model often exclude its true error, 0. Instead,
+    the interval contains the errors t with which the observed error is likely: t is distributed
+    over the bins, and the noise of the resamples is added. The lower end assumes the observed
+    distribution of t. The bias is smallest if t is distributed like the noise, which the upper end
+    allows too.
+
+    Args:
+        gaps: Mean of confidence - correct per bin, over all images, (BINS,).
+        draws: The same of resamples, (draws, BINS).
+        bootstrap: The confidence level.
+        n: Number of images, at least 3.
     """
-    if interval is None:
-        return None
-    low, high = interval
-    bias = max(0.0, float(draws.mean()) - ece)
-    return Interval(max(0.0, min(ece, low - (2 + math.sqrt(2)) * bias)), max(ece, high - bias))
+    ece, noise = float(np.abs(gaps).sum()), draws - gaps
+    shapes = [gaps, noise.std(axis=0)]
+    errors = [_largest_error(shape, noise, ece) for shape in shapes if shape.any()]
+    found = [ends for ends in (bootstrap.ends(each, n) for each in errors) if ends is not None]
+    if not found:
+        return Interval(ece, ece)  # neither an error nor noise
+    return Interval(min(ece, found[0].low), max(ece, *(interval.high for interval in found)))
+
+
+def _largest_error(shape: FloatArray, noise: FloatArray, ece: float) -> FloatArray:
+    """The largest t >= 0 with sum(abs(t * shape + noise)) <= `ece`, for each row of `noise`.
+
+    0 if there is none. `shape` (BINS,) is scaled, so that the sum of its absolute values is 1.
+    """
+    bins = shape != 0
+    shape = shape / np.abs(shape).sum()
+    # The sum is convex in t, and smallest at the weighted median of the zeros of its terms.
+    zeros = -noise[:, bins] / shape[bins]
+    order = np.argsort(zeros, axis=1)
+    weights = np.abs(shape[bins])[order].cumsum(axis=1)
+    median = order[np.arange(len(order)), np.argmax(weights >= 0.5, axis=1)]
+    low = np.maximum(zeros[np.arange(len(zeros)), median], 0.0)
+    high = low + ece + np.abs(noise).sum(axis=1)
+
+    def fits(t: FloatArray) -> NDArray[np.bool_]:
+        fitting: NDArray[np.bool_] = np.abs(t[:, None] * shape + noise).sum(axis=1) <= ece
+        return fitting
+
+    some = fits(low)
+    for _ in range(40):
+        middle = (low + high) / 2
+        inside = fits(middle)
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    return np.where(some, low, 0.0)
 
 
 @dataclass(frozen=True)

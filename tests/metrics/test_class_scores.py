@@ -32,6 +32,7 @@ from robustcli.metrics.class_scores import (
     compare_with_clean,
     confusion_matrix,
     confusions,
+    ece_interval,
     image_change,
     macro_f1,
     macro_f1_with_interval,
@@ -274,23 +275,38 @@ def test_the_intervals_are_those_of_a_plain_bootstrap():
     ends = np.percentile(squares[taken].mean(axis=1), [2.5, 97.5])
     scores = calibration(frame, BOOTSTRAP)
     assert (scores.brier_low, scores.brier_high) == pytest.approx(ends, abs=0.004)
-    theirs = [calibration(frame.iloc[t], Bootstrap(0, draws=2)).ece for t in taken[:200]]
-    low, high = np.percentile(theirs, [2.5, 97.5])
-    bias = np.mean(theirs) - scores.ece
-    ends = (max(0, low - 3.414 * bias), high - bias)
-    assert (scores.ece_low, scores.ece_high) == pytest.approx(ends, abs=0.015)
 
 
 @pytest.mark.parametrize("shift", [0, 0.05])
 def test_intervals_of_calibration_errors_contain_the_true_and_the_printed_error(shift):
-    generator, covered = np.random.default_rng(0), 0
-    for _ in range(20):
+    generator, covered, above = np.random.default_rng(0), 0, 0
+    for _ in range(60):
         confidence = generator.beta(2, 2, 200)
         right = generator.random(200) < confidence - shift
         scores = calibration(confident_rows(confidence, right), BOOTSTRAP)
         assert scores.ece_low <= scores.ece <= scores.ece_high
         covered += scores.ece_low <= shift <= scores.ece_high
-    assert covered >= 15  # of 20; percentiles of the resamples contain it in none or one
+        above += scores.ece_low > shift
+    assert covered >= 54  # of 60; percentiles of the resamples contain an error of 0 in none or one
+    assert above <= 4
+
+
+def test_the_interval_of_a_calibration_error_by_hand():
+    """With all images in one bin, the noise of each resample is one number."""
+    noise = np.array([-0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03, -0.3])
+    gaps, draws = np.zeros(BINS), np.zeros((len(noise), BINS))
+    gaps[3] = -0.1
+    draws[:, 3] = gaps[3] + noise
+    # |-t + noise| <= 0.1 up to t = 0.1 + noise; with noise -0.3 for no t, which counts as 0. The
+    # resamples also allow t in the direction of the noise, where t <= 0.1 - noise.
+    every = Bootstrap(0, confidence=1 - 1e-12)  # the ends are the smallest and the largest
+    assert ece_interval(gaps, draws, every, 10**6) == pytest.approx((0.0, 0.4))
+    middle = ece_interval(gaps, draws[1:-2], every, 10**6)
+    assert middle == pytest.approx((0.08, 0.12))
+    assert ece_interval(gaps, np.tile(gaps, (4, 1)), every, 100) == pytest.approx((0.1, 0.1))
+    nothing = np.zeros(BINS)
+    assert ece_interval(nothing, np.tile(nothing, (4, 1)), every, 100) == (0.0, 0.0)
+    assert ece_interval(nothing, draws - gaps, every, 100).low == 0.0
 
 
 @pytest.mark.parametrize(("images", "known"), [(99, False), (100, True)])
