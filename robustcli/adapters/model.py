@@ -51,23 +51,25 @@ def _without_tf32() -> Iterator[None]:
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
     mkldnn: Any = torch.backends.mkldnn
-    try:
-        before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    except RuntimeError:  # the caller has chosen by torch's newer settings, `fp32_precision`
-        yield
-        return
-    # Since torch 2.9, the older settings also change the newer ones, and do not change them back.
     places: list[Any] = []
-    if hasattr(matmul, "fp32_precision"):
-        places = [cudnn.conv, cudnn.rnn, matmul, mkldnn.matmul]
+    if hasattr(matmul, "fp32_precision"):  # since torch 2.9
+        places = [cudnn.conv, cudnn.rnn, matmul, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
     newer = [place.fp32_precision for place in places]
     try:
-        cudnn.allow_tf32 = False
-        torch.set_float32_matmul_precision("highest")
+        older = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:  # the caller has used the newer settings, which the older ones cannot read
+        older = None
+    try:
+        if older is not None:  # both, because torch refuses to read settings that disagree
+            cudnn.allow_tf32 = False
+            torch.set_float32_matmul_precision("highest")
+        for place in places:
+            place.fp32_precision = "ieee"
         yield
     finally:
-        cudnn.allow_tf32 = before[0]
-        torch.set_float32_matmul_precision(before[1])
+        if older is not None:
+            cudnn.allow_tf32 = older[0]
+            torch.set_float32_matmul_precision(older[1])
         for place, value in zip(places, newer, strict=True):
             place.fp32_precision = value
 

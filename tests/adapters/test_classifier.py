@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -94,14 +95,17 @@ def test_fp32_is_not_rounded_to_tf32_on_nvidia_gpus(precision: Precision) -> Non
     assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, True)
 
 
+_NEWER_PLACES = (
+    *("cudnn.conv", "cudnn.rnn", "cuda.matmul", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn"),
+)
+
+
 def _precision_of_float32() -> list[Any]:
     backends: Any = torch.backends
     old = [backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()]
     if not hasattr(backends.cuda.matmul, "fp32_precision"):  # torch before 2.9
         return old
-    cudnn = backends.cudnn
-    places = (cudnn.conv, cudnn.rnn, backends.cuda.matmul, backends.mkldnn.matmul)
-    return old + [place.fp32_precision for place in places]
+    return old + [operator.attrgetter(name)(backends).fp32_precision for name in _NEWER_PLACES]
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
@@ -123,14 +127,20 @@ def test_a_caller_has_its_own_precision_back(precision: str) -> None:
 @pytest.mark.skipif(
     not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="since torch 2.9"
 )
-def test_a_callers_newer_settings_of_tf32_are_kept() -> None:
-    matmul: Any = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+@pytest.mark.parametrize("place", ["", "cuda.matmul", "cudnn.conv", "mkldnn.conv"])
+def test_fp32_is_not_rounded_by_a_callers_newer_settings(place: str) -> None:
+    backends: Any = torch.backends
+    changed = operator.attrgetter(place)(backends) if place else backends
+    places = {name: operator.attrgetter(name)(backends) for name in _NEWER_PLACES}
+    before, changed.fp32_precision = changed.fp32_precision, "tf32"
     try:
-        assert classifier().logits(views()).shape == (6, 10)
-        assert matmul.fp32_precision == "tf32"
+        chosen = {name: each.fp32_precision for name, each in places.items()}
+        assert "tf32" in chosen.values()
+        with number_format(torch.device("cpu"), "fp32"):
+            assert {each.fp32_precision for each in places.values()} == {"ieee"}
+        assert {name: each.fp32_precision for name, each in places.items()} == chosen
     finally:
-        matmul.fp32_precision = before
+        changed.fp32_precision = before
 
 
 def test_logits_are_those_of_the_normalised_images() -> None:
