@@ -543,6 +543,11 @@ def is_foreground(mask: NDArray[Any]) -> NDArray[np.bool_]:
     return mask if mask.dtype == bool else (mask != 0) & (mask != IGNORED)
 
 
+def is_unscored(mask: NDArray[Any]) -> bool:
+    """Whether every pixel of a decoded mask is ignored, so that the image has no score."""
+    return mask.dtype != bool and bool((mask == IGNORED).all())
+
+
 def as_bytes(values: NDArray[Any]) -> NDArray[Any]:
     """The values as uint8 if all are integers from 0 to 255, for speed; else unchanged."""
     if (

@@ -22,7 +22,7 @@ from robustcli.core.names import TaskName
 from robustcli.core.silence import silenced
 from robustcli.core.watchdog import working_on
 from robustcli.data.dataset import Sample, UnreadableImage
-from robustcli.data.mask_values import IGNORED, UNSCORED
+from robustcli.data.mask_values import IGNORED, UNSCORED, is_unscored
 from robustcli.data.masks import decode_pair
 from robustcli.data.named_datasets import SEGMENTATION
 from robustcli.data.sources import Masks, open_dataset
@@ -149,7 +149,7 @@ class PairPreparation(Preparation[tuple[Pixels, MaskOrIgnore], MaskedImages]):
         Its empty row would count as dice 1.
         """
         image, mask = decode_pair(item)
-        if mask.dtype != bool and (mask == IGNORED).all():
+        if is_unscored(mask):
             raise UnreadableImage(UNSCORED)
         return image, mask
 

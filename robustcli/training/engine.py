@@ -24,8 +24,10 @@ from robustcli.adapters.training_run import WEIGHTS, write_weights
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import remove_folder
 from robustcli.core.listener import Listener, Silent
+from robustcli.core.names import counted
 from robustcli.core.ranks import Ranks, as_single_process, environment, ranks
 from robustcli.core.watchdog import watching_threads
+from robustcli.data.mask_values import UNSCORED
 from robustcli.data.splits import EARLIER_SPLITS, write_earlier_splits, write_splits
 from robustcli.evaluation.device import DeviceMonitor
 from robustcli.training.config import TrainConfig
@@ -351,7 +353,7 @@ def count_splits(
 ) -> None:
     """Writes the split of the images, and counts its parts in the record.
 
-    Announces classes that have no image in a part.
+    Announces classes that have no image in a part, and images without a pixel to score.
     """
     counts = plan.task.counts(plan, train, val)
     for part, split in counts.items():
@@ -359,6 +361,12 @@ def count_splits(
             listener.say(
                 f"No image of the {part} split contains {', '.join(split.absent)}, so that it has "
                 f"no score for {'these classes' if len(split.absent) > 1 else 'this class'}."
+            )
+        if split.unscored:
+            listener.say(
+                f"{split.unscored} of {counted(split.images, 'image')} of the {part} split "
+                f"{'has' if split.unscored == 1 else 'have'} no pixel to learn from or to score: "
+                f"{UNSCORED}."
             )
     write_splits(plan.run / "splits.csv", plan.splits)
     earlier = [training.parts for training in plan.trainings_before]

@@ -23,7 +23,7 @@ from torchvision.tv_tensors import Image, Mask, wrap
 from robustcli.core.names import find
 from robustcli.core.seeds import identity_seed
 from robustcli.core.watchdog import working_on
-from robustcli.data.mask_values import IGNORED
+from robustcli.data.mask_values import IGNORED, is_unscored
 from robustcli.training.datamodule import (
     DecodedSubset,
     PixelArray,
@@ -237,13 +237,18 @@ class RandomWindows(Dataset[MaskSample]):
 
 
 class AllWindows(Dataset[MaskSample]):
-    """All windows of all images, each pixel counted once; `places` has their image indices."""
+    """All windows of all images, each pixel counted once; `places` has their image indices.
+
+    Images whose mask is ignored entirely are left out, as in an evaluation: without a counted pixel
+    their dice would be 1.
+    """
 
     def __init__(self, subset: DecodedSubset, side: int) -> None:
         self.subset, self.side = subset, side
         self.tiles: list[tuple[int, CountedWindow]] = [
             (index, tile)
             for index, decoded in enumerate(subset.decoded)
+            if not is_unscored(decoded.mask)
             for tile in tiles(decoded.mask.shape[0], decoded.mask.shape[1], side)
         ]
         self.places = [index for index, _ in self.tiles]

@@ -113,12 +113,14 @@ class SplitRecord(Record):
     """Counts of a part of the data: images, groups and, for segmenters, images without foreground.
 
     `absent` lists the mask classes without a pixel in the part; None if no class is absent.
+    `unscored` is the number of images whose mask is ignored entirely; None if there is none.
     """
 
     images: int
     groups: int
     empty: int | None = None
     absent: list[str] | None = None
+    unscored: int | None = None
 
 
 class SpeedRecord(Record):

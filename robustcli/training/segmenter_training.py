@@ -24,7 +24,7 @@ from robustcli.core.listener import Listener
 from robustcli.core.names import counted
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_classes import ShownClasses
-from robustcli.data.mask_values import is_foreground
+from robustcli.data.mask_values import is_foreground, is_unscored
 from robustcli.data.masks import decode_mask
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.data.splits import Split, Splits, paper_splits, split_dataset
@@ -140,11 +140,13 @@ class SegmenterTraining(TrainingTask):
         _check_foreground(splits.train, train)
         _check_classes(splits.train, train)
         test_masks = (decode_mask(pair.mask, pair.reading) for pair in splits.test.samples)
-        return {
+        counts: dict[Split, SplitRecord] = {
             "train": split_record(splits.train, (decoded.mask for decoded in train)),
             "val": split_record(splits.val, (decoded.mask for decoded in val)),
             "test": split_record(splits.test, test_masks),
         }
+        _check_scored(splits, counts)
+        return counts
 
     def batches(self, plan: TrainPlan, train: DecodedSubset, val: DecodedSubset) -> BaseDataModule:
         """See `TrainingTask.batches`."""
@@ -246,12 +248,15 @@ def decision_words(probability: float) -> str:
 
 
 def split_record(part: Dataset, masks: Iterable[PixelArray]) -> SplitRecord:
-    """Counts the images, groups, and images without foreground of a part."""
+    """Counts the images, groups, and images without foreground or without scores of a part."""
     shown = ShownClasses(part.reading)
-    empty = sum(not is_foreground(mask).any() for mask in shown.noting(masks))
+    empty = unscored = 0
+    for mask in shown.noting(masks):
+        empty += not is_foreground(mask).any()
+        unscored += is_unscored(mask)
     return SplitRecord(
         images=len(part.samples), groups=len(part.groups), empty=empty,
-        absent=shown.absent() or None,
+        absent=shown.absent() or None, unscored=unscored or None,
     )  # fmt: skip
 
 
@@ -277,6 +282,23 @@ def _check_foreground(train: Dataset, decoded: Sequence[Decoded]) -> None:
             "A network cannot learn foreground from empty masks.",
             "Use other data, a larger `--limit`, or another `--seed`.",
         )
+
+
+def _check_scored(splits: Splits, counts: Mapping[Split, SplitRecord]) -> None:
+    """Raises UsageError if no validation image, or no test image, can be scored."""
+    parts: tuple[tuple[Split, str, str], ...] = (
+        ("val", "validation", "The validation images select the best epoch."),
+        ("test", "held-out", "The held-out images measure the trained network."),
+    )
+    for name, words, purpose in parts:
+        if counts[name].unscored == counts[name].images:
+            raise UsageError(
+                f"None of the {counts[name].images} {words} images of `{splits.train.name}` has a "
+                "pixel to score.",
+                f"{purpose} Every pixel of their masks is ignored.",
+                "Ignore fewer values, or use other data, a larger `--limit`, or another "
+                "`--split-seed`.",
+            )
 
 
 def _check_classes(train: Dataset, decoded: Sequence[Decoded]) -> None:

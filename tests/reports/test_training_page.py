@@ -133,6 +133,11 @@ def test_held_out_images_without_a_score_are_counted(tmp_path: Path) -> None:
     test = replace(training.test, findings=replace(training.test.findings, skipped=skipped))
     text = section(training_text(replace(training, test=test)), "## Data")
     assert "Not scored: 2 held-out images, because every pixel of the mask is ignored." in text
+    validation = training.record.splits["val"].model_copy(update={"unscored": 1})
+    splits = {**training.record.splits, "val": validation}
+    record = training.record.model_copy(update={"splits": splits})
+    text = section(training_text(replace(training, record=record)), "## Data")
+    assert "Left out of the validation scores: 1 image, because every pixel of the mask" in text
 
 
 def test_a_dice_from_empty_images_alone_is_called_so(tmp_path: Path) -> None:

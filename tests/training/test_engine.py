@@ -437,6 +437,24 @@ def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
         run_training(tiny_unet(folder, tmp_path / "paper", protocol="paper"))
 
 
+def test_images_that_are_ignored_whole_are_in_no_validation_score(tmp_path: Path) -> None:
+    """Without a counted pixel, their dice would be 1 in every epoch."""
+    folder = write_pairs(tmp_path / "data", 24)
+    settings = {"ignore": 128, "foreground": 255, "epochs": 1}
+    plan = plan_training(tiny_unet(folder, tmp_path / "run", **settings), Recorder())
+    validation = [pair.mask.path for pair in plan.splits.val.samples]
+    assert len(validation) == 2
+    Image.fromarray(np.full((32, 32), 128, np.uint8)).save(validation[0])
+    listener = Recorder()
+    run = run_training(tiny_unet(folder, tmp_path / "run", lr=1e-9, **settings), listener)
+    assert any("1 of 2 images of the val split has no pixel" in line for line in listener.lines)
+    assert read_train_record(run).splits["val"].unscored == 1
+    assert pd.read_csv(run / "metrics.csv")["val_dice"].max() < 0.5
+    Image.fromarray(np.full((32, 32), 128, np.uint8)).save(validation[1])
+    with pytest.raises(UsageError, match="None of the 2 validation images"):
+        run_training(tiny_unet(folder, tmp_path / "none", **settings))
+
+
 def test_the_values_of_masks_are_read_alike_in_training_and_evaluation(
     finished_run: Run, data: Path, tmp_path: Path
 ) -> None:
