@@ -52,12 +52,14 @@ from robustcli.evaluation.evaluate import (
     loader_workers,
     run_evaluation,
 )
+from robustcli.evaluation.forecast import needs_download
 from robustcli.evaluation.plan import PIECES_PER_RANK, batches
 from robustcli.evaluation.record import transform_record
 from robustcli.explanation.block import BlockExplanation, answers_of
 from robustcli.explanation.config import BATCH_SIZES, BLOCK_PHOTOS, ExplainConfig
 from robustcli.explanation.inputs import (
     ExplainInputs,
+    check_precision,
     choice_of,
     explain_inputs,
     mask_class_number,
@@ -119,22 +121,9 @@ def run_explanation(config: ExplainConfig, listener: Listener, group: Group) -> 
     """
     with group.alive(listener) as announcer:
         inputs = explain_inputs(config, announcer, group.place)
-        if config.fresh:
-            EXPLANATION.check_kept(inputs.run, [("RUN", config.source), *config.inputs])
-        choice = choice_of(inputs.config, inputs.source)
-        if choice.rule == "ids":
-            named_images(inputs.config.images, inputs.items)  # raises on unknown ids early
-        boxes = read_boxes(inputs.config.boxes, inputs.items, announcer.say)
+        choice, boxes = _checked(inputs, config, announcer)
         _announce_choice(inputs, choice, announcer)
-        model: Any = inputs.load()
-        for note in model.notes:
-            announcer.say(note)
-        if isinstance(model, Segmenter) and (model.classes or inputs.config.mask_class is not None):
-            announcer.say(_explained_classes(inputs, model))
-        with _without_gradients(model.network):
-            explained = explained_network(inputs, model)
-            methods = _usable_methods(inputs, explained, model, announcer)
-            record = _new_record(inputs, model, methods, choice)
+        with _opened_model(inputs, choice, announcer) as (model, explained, methods, record):
             group.check_inputs(_shared_inputs(record, inputs.config))
             work = _Work(inputs, model, explained, methods, boxes, announcer, group)
             if group.first:
@@ -142,6 +131,47 @@ def run_explanation(config: ExplainConfig, listener: Listener, group: Group) -> 
             else:
                 _follow(work, choice)
     return inputs.run
+
+
+def _checked(
+    inputs: ExplainInputs, config: ExplainConfig, listener: Listener
+) -> tuple[ChoiceRecord, Boxes]:
+    """How photos are selected, and the object boxes; checks what needs no model.
+
+    Raises:
+        UsageError: An input is in a folder that is discarded, an image or a box does not exist, or
+            an option has no effect.
+    """
+    if config.fresh:
+        EXPLANATION.check_kept(inputs.run, [("RUN", config.source), *config.inputs])
+    choice = choice_of(inputs.config, inputs.source)
+    check_precision(inputs.config, choice, inputs.source)
+    if choice.rule == "ids":
+        named_images(inputs.config.images, inputs.items)
+    return choice, read_boxes(inputs.config.boxes, inputs.items, listener.say)
+
+
+OpenedModel = tuple[AnyModel, ExplainedNetwork, tuple[ExplanationMethod, ...], ExplainRecord]
+
+
+@contextmanager
+def _opened_model(
+    inputs: ExplainInputs, choice: ChoiceRecord, listener: Listener
+) -> Iterator[OpenedModel]:
+    """Context manager: the model, the same for methods, the methods, and the record of a new run.
+
+    Raises:
+        UsageError: The weights are of another network, or an option does not apply to the model.
+    """
+    model: Any = inputs.load()
+    for note in model.notes:
+        listener.say(note)
+    if isinstance(model, Segmenter) and (model.classes or inputs.config.mask_class is not None):
+        listener.say(_explained_classes(inputs, model))
+    with _without_gradients(model.network):
+        explained = explained_network(inputs, model)
+        methods = _usable_methods(inputs, explained, model, listener)
+        yield model, explained, methods, _new_record(inputs, model, methods, choice)
 
 
 def _lead(work: _Work, record: ExplainRecord, choice: ChoiceRecord) -> None:
@@ -349,6 +379,14 @@ def _usable_methods(
         )
     else:
         methods = default_methods(inputs.family, inputs.task.name)
+    if inputs.config.layer is not None and not any(method.layered for method in methods):
+        layered = [m.name for m in fitting(inputs.family, inputs.task.name) if m.layered]
+        raise UsageError(
+            f"`--layer {inputs.config.layer}` cannot be used with "
+            f"{', '.join(f'`--method {method.name}`' for method in methods)}.",
+            f"Only {', '.join(f'`{name}`' for name in layered)} use a layer.",
+            "Omit it, or add one of these methods.",
+        )
     image = _made_up(model).to(inputs.device)
     with torch.enable_grad():
         differentiable = explained.logits(image.detach().requires_grad_(True)).requires_grad
@@ -514,10 +552,16 @@ class _Quiet:
 
 
 def _keep_images(run: Path, images: Sequence[Sample]) -> None:
-    """Records the explained photos; raises UsageError if the run explains other photos."""
+    """Records the explained photos; see `_check_images`."""
     names = [sample.image_id for sample in images]
+    _check_images(run, names)
+    EXPLANATION.update(run, images=names)
+
+
+def _check_images(run: Path, names: Sequence[str]) -> None:
+    """Raises UsageError if the run explains other photos than `names`."""
     before = read_explain_record(run).images
-    if before and before != names:
+    if before and before != list(names):
         raise UsageError(
             f"`{run}` contains explanations of other photos.",
             f"Photos of the run: {len(before)}, the first is `{before[0]}`. Photos selected now: "
@@ -525,7 +569,6 @@ def _keep_images(run: Path, images: Sequence[Sample]) -> None:
             "Use another `--out` (or omit it to get a separate folder), or discard the run with "
             "`--fresh`.",
         )
-    EXPLANATION.update(run, images=names)
 
 
 # Computation of the missing maps.
@@ -790,17 +833,33 @@ _RULES = {
 
 
 def explain_forecast(config: ExplainConfig, listener: Listener) -> ExplainForecast:
-    """Forecasts what `explain` would compute, without loading or writing anything.
+    """Forecasts what `explain` would compute, without downloads and without writing files.
+
+    The model is loaded, unless its weights have to be downloaded, to check the options that depend
+    on it and to compare the settings with those of a run in the folder.
 
     Raises:
         UsageError: As in `explain`.
     """
-    inputs = explain_inputs(config, listener)
-    choice = choice_of(inputs.config, inputs.source)
+    inputs = explain_inputs(replace(config, offline=True), listener)
+    choice, _ = _checked(inputs, config, listener)
+    _announce_choice(inputs, choice, listener)
     family, task = inputs.family, inputs.task.name
-    methods = default_methods(family, task)
-    if config.methods:
-        methods = chosen_methods(config.methods, model=inputs.name, family=family, task=task)
+    continues = has_record(inputs.run) and not config.fresh
+    if needs_download(inputs.request):
+        methods = default_methods(family, task)
+        if config.methods:
+            methods = chosen_methods(config.methods, model=inputs.name, family=family, task=task)
+        compared = f" and compare the settings with those of `{inputs.run}`" if continues else ""
+        listener.say(
+            f"The weights of `{inputs.name}` have to be downloaded. Only the command itself can "
+            f"check whether each method supports it{compared}."
+        )
+    else:
+        with _opened_model(inputs, choice, listener) as (_, _, methods, record):
+            if continues:
+                EXPLANATION.check_continues(inputs.run, record)
+                _compare_images(inputs, choice, listener)
     photos = len(inputs.items)
     if choice.rule == "ids":
         photos = len(named_images(inputs.config.images, inputs.items))
@@ -817,3 +876,18 @@ def explain_forecast(config: ExplainConfig, listener: Listener) -> ExplainForeca
         inputs.dataset.images * len(cells) if evaluates else 0,
         count_devices(config.devices, config.device),
     )  # fmt: skip
+
+
+def _compare_images(inputs: ExplainInputs, choice: ChoiceRecord, listener: Listener) -> None:
+    """Raises UsageError if the run in the folder explains other photos.
+
+    Photos that an evaluation would select are not compared, which `listener` is told.
+    """
+    if choice.rule == "worst" and inputs.source is None:
+        listener.say(
+            f"The photos are not compared with those of `{inputs.run}`, because they are selected "
+            "by predictions."
+        )
+        return
+    images = _chosen_images(inputs, choice, inputs.source, listener)
+    _check_images(inputs.run, [sample.image_id for sample in images])

@@ -30,7 +30,7 @@ from robustcli.data.labels import LabelSpace
 from robustcli.data.splits import take
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.device import choose_device, unused_gpu
-from robustcli.evaluation.look_up import look_up
+from robustcli.evaluation.look_up import EVALUATION_TASKS, look_up
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.store import Store
 from robustcli.explanation.config import DEFAULT_WORST, ExplainConfig
@@ -164,6 +164,28 @@ def _check(config: ExplainConfig) -> None:
                 "It selects the photos directly.",
                 "Omit one of the two.",
             )
+    of_transforms = {
+        "--severity": bool(config.severities), "--apply-at": config.apply_at != "original",
+    }  # fmt: skip
+    for option, is_set in of_transforms.items():
+        if is_set and not config.transforms and config.source is None:
+            raise UsageError(
+                f"`{option}` cannot be used without `--transform`.",
+                "Without it, only untransformed photos are explained.",
+                f"Add `--transform NAME`, or omit `{option}`.",
+            )
+
+
+def check_precision(config: ExplainConfig, choice: ChoiceRecord, source: Path | None) -> None:
+    """Raises UsageError if `--precision` is set and nothing is evaluated to select photos."""
+    if config.precision != "fp32" and (choice.rule != "worst" or source is not None):
+        raise UsageError(
+            f"`--precision {config.precision}` has no effect.",
+            "It applies to the evaluation that finds the worst photos; maps are always computed in "
+            "fp32. These photos are selected "
+            + ("by the predictions of RUN." if choice.rule == "worst" else "without predictions."),
+            "Omit it.",
+        )
 
 
 # Inputs from a finished evaluation.
@@ -177,6 +199,7 @@ def _of_run(
     record = read_record(run)
     config = for_task(config, record.task)
     _check(config)
+    EVALUATION_TASKS[record.task]().check(config)
     _check_recorded(config, run, record)
     name = _model_name(config, record, listener)
     verify = VerifyConfig(
@@ -248,6 +271,17 @@ def _check_recorded(config: ExplainConfig, run: Path, record: RunRecord) -> None
                 "and selected as in the run.",
                 "Omit it, or explain the model with `--model NAME` instead of the run.",
             )
+    of_data = {
+        "--split": config.split != "auto", "--foreground": config.foreground is not None,
+        "--ignore": config.ignore is not None, "--classes": config.mask_classes is not None,
+    }  # fmt: skip
+    for option, is_set in of_data.items():
+        if is_set:
+            raise UsageError(
+                f"`{option}` cannot be used with a finished run.",
+                f"The images and masks of `{run}` are read as in the run.",
+                "Omit it, or explain the model with `--model NAME` instead of the run.",
+            )
 
 
 def _model_name(config: ExplainConfig, record: RunRecord, listener: Listener) -> str:
@@ -273,11 +307,21 @@ def _chosen_cells(
     if severities:
         changed = [cell for cell in changed if cell.severity in severities]
     names = list(dict.fromkeys(cell.transform for cell in changed))
+    absent = [severity for severity in severities or () if severity not in
+              {cell.severity for cell in changed}]  # fmt: skip
+    if absent:
+        known_ones = sorted({cell.severity for cell in known if cell.severity})
+        raise UsageError(
+            f"`{run}` has no transform at severity {absent[0]}.",
+            f"Its severities are {', '.join(map(str, known_ones))}."
+            if known_ones
+            else "It contains no transform at a fixed severity.",
+            "Choose one of them, or explain the model instead of its run: `--model NAME|RUN`.",
+        )
     if config.transforms and not names:
         raise UsageError(
             f"`{run}` has no transform to explain.",
-            "It contains predictions for untransformed images only"
-            + (" at these severities." if severities else "."),
+            "It contains predictions for untransformed images only.",
             "Omit `--transform`, or explain the model instead of its run: `--model NAME|RUN`.",
         )
     if config.transforms:

@@ -237,7 +237,6 @@ def test_more_methods_join_a_run_and_other_settings_are_refused(photos, tmp_path
     explain(settings(photos, out, methods=("erf",), **pico))
     assert read_explain_record(out).methods == ["grad-cam", "erf"]
     for changes, message in (
-        ({"seed": 1}, "`--seed` was 0, now it is 1"),
         ({"layer": "layers.0"}, "`--layer`"),
         ({"transforms": ("flipud",)}, "`--transform` was identity, fliplr"),
         ({"images": NAMED[:1]}, "contains explanations of other photos"),
@@ -307,7 +306,18 @@ def test_the_worst_photos_of_a_finished_run(photos, tmp_path):
     heard = Recorder()
     explain(replace(asked, transforms=(), out=tmp_path / "auto"), heard)
     assert any(line.startswith("`--transform` is not set; using `") for line in heard.lines)
-    assert explain_forecast(replace(asked, worst=None, limit=2), Recorder()).photos == 2
+    fewer = replace(asked, worst=None, limit=2)
+    assert explain_forecast(replace(fewer, out=tmp_path / "new"), Recorder()).photos == 2
+    with pytest.raises(UsageError, match="contains explanations of other photos"):
+        explain_forecast(fewer, Recorder())
+    for changes, message in (
+        ({"split": "test"}, "`--split` cannot be used with a finished run"),
+        ({"foreground": "1"}, "`--foreground 1` cannot be used with classifiers"),
+        ({"precision": "bf16"}, r"(?s)`--precision bf16` has no effect.*predictions of RUN"),
+        ({"severities": (3,)}, r"(?s)has no transform at severity 3.*no transform at a fixed"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            explain_forecast(replace(asked, **changes), Recorder())
     with pytest.raises(UsageError, match=r"No transform of the run is called `flipud`"):
         explain(replace(asked, transforms=("flipud",), out=tmp_path / "none"))
     shutil.move(photos, tmp_path / "moved")
@@ -344,6 +354,8 @@ def test_a_class_a_subset_and_what_does_not_exist(photos, tmp_path):
     plan = forecast(images=())
     assert (plan.photos, plan.chosen_by, plan.predictions) == (8, "the worst", 24)
     assert json.loads(plan.as_json())["rows"] == 8 * 4 * 2
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("image,xmin,ymin,xmax,ymax\nowl/1.png,0,0,4,4\n")
     for changes, message in (
         ({"images": ("cat/1.pgn",)}, r"No image is called `cat/1.pgn`(?s:.*)`cat/1.png`"),
         ({"images": ("elsewhere/cat/1.png",)}, r"(?s)Did you mean `"),
@@ -353,10 +365,38 @@ def test_a_class_a_subset_and_what_does_not_exist(photos, tmp_path):
         ({"models": ()}, "needs a model or a finished run"),
         ({"models": (PICO, PICO)}, "accepts only one model"),
         ({"methods": ("maximised-nose",)}, r"(?s)No method is called.*`maximised-noise`"),
+        ({"precision": "bf16"}, r"(?s)`--precision bf16` has no effect.*without predictions"),
+        ({"transforms": (), "severities": (3,)}, "`--severity` cannot be used without"),
+        ({"transforms": (), "apply_at": "crop"}, "`--apply-at` cannot be used without"),
+        ({"methods": ("occlusion",), "layer": "layers.0"}, r"(?s)`--layer layers.0`.*`grad-cam`"),
+        ({"layer": "layer.x"}, "No layer is called `layer.x`"),
+        ({"boxes": boxes}, "has no box of these images"),
     ):
         with pytest.raises(UsageError, match=message):
             forecast(**changes)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_dry_run_refuses_other_settings_in_an_existing_folder(explained_run, photos):
+    def forecast(**changes: object) -> Recorder:
+        heard = Recorder()
+        boxes = explained_run.with_name("boxes.csv")
+        asked = {"sanity": True, "boxes": boxes, "methods": ("grad-cam",)} | changes
+        explain_forecast(settings(photos, explained_run, **asked), heard)
+        return heard
+
+    before = (explained_run / "run.json").read_bytes()
+    forecast()
+    for changes, message in (
+        ({"sanity": False}, "`--sanity` was True, now it is False"),
+        ({"transforms": ("flipud",)}, "`--transform` was"),
+        ({"images": NAMED[:2]}, "explanations of other photos"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            forecast(**changes)
+    forecast(sanity=False, fresh=True)
+    assert any("not compared" in line for line in forecast(images=(), worst=3).lines)
+    assert (explained_run / "run.json").read_bytes() == before
 
 
 # Networks and photos that are difficult.
