@@ -57,7 +57,7 @@ CALIBRATIONS: dict[str, tuple[Draw, Accuracy]] = {
 class Plain(Bootstrap):
     """Percentile intervals that are not expanded, for comparison."""
 
-    def ends(self, draws: FloatArray, units: int) -> Interval:
+    def ends(self, draws: FloatArray, units: int, bounds: Interval | None = None) -> Interval:
         """The 2.5th and 97.5th percentile of `draws`."""
         return Interval(*(float(end) for end in np.percentile(draws, [2.5, 97.5])))
 

@@ -26,7 +26,13 @@ from robustcli.core.rundir import Record
 from robustcli.evaluation.cell_table import cell_numbers
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.store import Store
-from robustcli.metrics.intervals import Bootstrap, Interval, mean_interval
+from robustcli.metrics.intervals import (
+    DIFFERENCES_OF_SHARES,
+    SHARES,
+    Bootstrap,
+    Interval,
+    mean_interval,
+)
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.transforms.base import CLEAN, Cell
 
@@ -407,9 +413,10 @@ def _mean_of_cells(
         values = reader.units(model, CLEAN) - values
     unit_values = values.to_numpy(dtype=np.float64)
     mean = float(unit_values.mean())
+    bounds = DIFFERENCES_OF_SHARES if gate.is_drop else SHARES
     if reader.record.task == "seg":
-        return mean, Bootstrap(reader.record.seed).mean(unit_values)
-    return mean, mean_interval(unit_values, Interval(-1.0 if gate.is_drop else 0.0, 1.0))
+        return mean, Bootstrap(reader.record.seed).mean(unit_values, bounds)
+    return mean, mean_interval(unit_values, bounds)
 
 
 def _result(

@@ -16,6 +16,7 @@ from robustcli.core.seeds import identity_seed
 from robustcli.metrics.columns import common_images
 from robustcli.metrics.intervals import (
     FEWEST_UNITS,
+    SHARES,
     Bootstrap,
     FloatArray,
     Interval,
@@ -201,7 +202,7 @@ def macro_f1_with_interval(rows: pd.DataFrame, bootstrap: Bootstrap) -> MacroF1 
     targets, predictions = (rows[name].to_numpy(int) for name in ("target", "prediction"))
     value = macro_f1(targets, predictions)
     draws = _resampled_f1(targets, predictions, bootstrap)
-    return MacroF1(n, value, *both_ends(bootstrap.ends(draws, n)))
+    return MacroF1(n, value, *both_ends(bootstrap.ends(draws, n, SHARES)))
 
 
 def _resampled_f1(
@@ -330,10 +331,10 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
         bootstrap = replace(bootstrap, draws=draws)
         means = bootstrap.means(np.column_stack([gaps, squares]))
         areas = _resampled_areas(confidence, correct == 0, bootstrap)
-        aurc_low, aurc_high = both_ends(bootstrap.ends(areas, n))
+        aurc_low, aurc_high = both_ends(bootstrap.ends(areas, n, SHARES))
         if n >= FEWEST_CALIBRATED:
             ece_low, ece_high = ece_interval(mean_gaps, means[:, :BINS], bootstrap, n)
-        brier_low, brier_high = both_ends(bootstrap.ends(means[:, BINS], n))
+        brier_low, brier_high = both_ends(bootstrap.ends(means[:, BINS], n, SHARES))
     return Calibration(
         n,
         1 - float(correct.mean()),

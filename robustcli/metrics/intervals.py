@@ -21,6 +21,7 @@ FEWEST_UNITS = 3
 _AT_ONCE = 1_000  # draws per chunk, to limit memory: counts are converted to 64 bits
 _NUMBERS_AT_ONCE = 2**23
 _CACHED_BYTES = 2**27
+_EQUAL = 1e-12  # more than the rounding errors of the mean of equal scores
 
 
 class Interval(NamedTuple):
@@ -28,6 +29,10 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+SHARES, DIFFERENCES_OF_SHARES = Interval(0.0, 1.0), Interval(-1.0, 1.0)
+"""Bounds of scores such as accuracy and dice, and of their differences."""
 
 
 def both_ends(interval: Interval | None) -> tuple[float | None, float | None]:
@@ -132,6 +137,10 @@ class Bootstrap:
     percentiles farther out, so that it is as wide as the t interval if the resampled means are
     normal. `benchmarks/intervals.py` measures its coverage.
 
+    If all groups have the same score, all resamples are equal, although other groups may have other
+    scores. The interval is then the `mean_interval` of scores within `bounds`, if these are given;
+    without `bounds` it has no width, as the score of clean images relative to themselves.
+
     Sources: B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap, 1993, section 8.3
     (resampling the independent units); T. C. Hesterberg, What teachers should know about the
     bootstrap, The American Statistician 69 (2015), section 4.3 (expanded percentile interval).
@@ -141,18 +150,23 @@ class Bootstrap:
     draws: int = DRAWS
     confidence: float = 0.95
 
-    def mean(self, values: FloatArray) -> Interval | None:
-        """The interval of the mean of `values`, one per group.
+    def mean(self, values: FloatArray, bounds: Interval | None = None) -> Interval | None:
+        """The interval of the mean of `values` within `bounds`, one per group.
 
         None for fewer than FEWEST_UNITS groups, here and in the other methods.
         """
-        return self.ratio(values, np.ones(len(values)))
+        ones = np.ones((len(values), 1))
+        return self.ratios(values[:, None], ones, bounds)[0]
 
-    def ratio(self, numerators: FloatArray, denominators: FloatArray) -> Interval | None:
+    def ratio(
+        self, numerators: FloatArray, denominators: FloatArray, bounds: Interval | None = None
+    ) -> Interval | None:
         """The interval of sum(numerators) / sum(denominators), both one per group; see `mean`."""
-        return self.ratios(numerators[:, None], denominators[:, None])[0]
+        return self.ratios(numerators[:, None], denominators[:, None], bounds)[0]
 
-    def ratios(self, numerators: FloatArray, denominators: FloatArray) -> list[Interval | None]:
+    def ratios(
+        self, numerators: FloatArray, denominators: FloatArray, bounds: Interval | None = None
+    ) -> list[Interval | None]:
         """The interval of `ratio` for each column of two arrays (groups, K).
 
         The columns share the resamples, which takes a fraction of the time of K calls.
@@ -162,16 +176,23 @@ class Bootstrap:
         if groups < FEWEST_UNITS:
             return [None] * columns
         sums = self._sums(np.column_stack([numerators, denominators]))
-        return [self.ends(sums[:, k] / sums[:, columns + k], groups) for k in range(columns)]
+        return [
+            self.ends(sums[:, k] / sums[:, columns + k], groups, bounds) for k in range(columns)
+        ]
 
     def means(self, values: FloatArray) -> FloatArray:
         """The means (draws, K) of resamples of `values` (groups, K), computed in bounded memory."""
         return self._sums(values) / len(values)
 
-    def ends(self, draws: FloatArray, units: int) -> Interval | None:
+    def ends(
+        self, draws: FloatArray, units: int, bounds: Interval | None = None
+    ) -> Interval | None:
         """The interval from the values `draws`, (draws,), of resamples of `units` groups."""
         if units < FEWEST_UNITS:
             return None
+        if bounds is not None and np.ptp(draws) <= _EQUAL:
+            value = min(max(float(draws[0]), bounds.low), bounds.high)
+            return mean_interval(np.full(units, value), bounds, self.confidence)
         tail = 100 * _tail(units, self.confidence)
         low, high = np.percentile(draws, [tail, 100 - tail])
         return Interval(float(low), float(high))

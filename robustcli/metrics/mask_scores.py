@@ -22,7 +22,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.metrics.columns import common_images
-from robustcli.metrics.intervals import Bootstrap, FloatArray, both_ends
+from robustcli.metrics.intervals import (
+    DIFFERENCES_OF_SHARES,
+    SHARES,
+    Bootstrap,
+    FloatArray,
+    both_ends,
+)
 
 BoolMask = NDArray[np.bool_]  # (H, W)
 _COUNTS = ("tp", "fp", "fn")
@@ -157,7 +163,7 @@ def _pooled_share(
     parts, totals = counts[counts["total"] > 0].to_numpy(dtype=float).T
     if not len(totals):
         return None, None, None
-    return float(parts.sum() / totals.sum()), *both_ends(bootstrap.ratio(parts, totals))
+    return float(parts.sum() / totals.sum()), *both_ends(bootstrap.ratio(parts, totals, SHARES))
 
 
 @dataclass(frozen=True)
@@ -248,7 +254,7 @@ def mask_scores_of(frames: Sequence[pd.DataFrame], bootstrap: Bootstrap) -> list
     numerators, denominators = (
         np.concatenate(part, axis=1) for part in zip(*of_groups, strict=True)
     )
-    ends = [both_ends(interval) for interval in bootstrap.ratios(numerators, denominators)]
+    ends = [both_ends(interval) for interval in bootstrap.ratios(numerators, denominators, SHARES)]
     return [
         _scores(rows, values, ends[3 * k : 3 * k + 3], bootstrap)
         for k, (rows, (values, _)) in enumerate(zip(frames, of_groups, strict=True))
@@ -317,7 +323,8 @@ def compare_masks_with_clean(
         return CleanMaskComparison(None, None, None, None, None, 0)
     before, after = map(group_dice, common_rows)
     clean_dice, changed = float(before.mean()), float(after.mean())
-    interval = bootstrap.mean(before - after)
+    bounds = None if rows is clean else DIFFERENCES_OF_SHARES  # clean images lose nothing
+    interval = bootstrap.mean(before - after, bounds)
     retention = changed / clean_dice if clean_dice else None
     return CleanMaskComparison(
         clean_dice, clean_dice - changed, *both_ends(interval), retention, len(before)

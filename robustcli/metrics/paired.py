@@ -12,6 +12,7 @@ from robustcli.core.seeds import identity_seed
 from robustcli.metrics.class_scores import is_correct
 from robustcli.metrics.columns import common_images
 from robustcli.metrics.intervals import (
+    DIFFERENCES_OF_SHARES,
     FEWEST_UNITS,
     Bootstrap,
     FloatArray,
@@ -171,7 +172,7 @@ def dice_difference(gained: FloatArray, images: int, bootstrap: Bootstrap) -> Pa
         images,
         groups,
         float(gained.mean()),
-        *both_ends(bootstrap.mean(gained)),
+        *both_ends(bootstrap.mean(gained, DIFFERENCES_OF_SHARES)),
         sign_flip_p(gained, bootstrap.seed) if groups >= FEWEST_UNITS else None,
         smallest_p(groups),
     )

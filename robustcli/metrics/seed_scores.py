@@ -19,7 +19,14 @@ from robustcli.core.names import TaskName
 from robustcli.core.seeds import identity_seed
 from robustcli.metrics.class_scores import is_correct
 from robustcli.metrics.columns import common_images
-from robustcli.metrics.intervals import FEWEST_UNITS, Bootstrap, FloatArray, Interval
+from robustcli.metrics.intervals import (
+    DIFFERENCES_OF_SHARES,
+    FEWEST_UNITS,
+    SHARES,
+    Bootstrap,
+    FloatArray,
+    Interval,
+)
 from robustcli.metrics.mask_scores import group_dice
 
 WIDEST = 0.02
@@ -67,7 +74,7 @@ def seed_scores(
     values = np.asarray(scores, dtype=float)
     over_seeds = t_interval(values)
     of_units = np.empty(0) if units is None else _unit_means(units)
-    over_units = _mean_interval(of_units, bootstrap)
+    over_units = _mean_interval(of_units, bootstrap, SHARES)
     mean = float(values.mean())
     return SeedScores(
         len(values),
@@ -150,7 +157,7 @@ def _unit_means(units: FloatArray) -> FloatArray:
     return np.asarray(np.nanmean(known, axis=1)) if len(known) else np.empty(0)
 
 
-def _mean_interval(values: FloatArray, bootstrap: Bootstrap) -> Interval | None:
+def _mean_interval(values: FloatArray, bootstrap: Bootstrap, bounds: Interval) -> Interval | None:
     """The bootstrap interval of the mean of `values`; None for fewer than `FEWEST_UNITS`.
 
     If there are few distinct values (for images, shares of the seeds), a resample is one
@@ -158,10 +165,10 @@ def _mean_interval(values: FloatArray, bootstrap: Bootstrap) -> Interval | None:
     """
     distinct, counts = np.unique(values, return_counts=True)
     if len(values) < FEWEST_UNITS or 2 * len(distinct) > len(values):
-        return bootstrap.mean(values)
+        return bootstrap.mean(values, bounds)
     generator = np.random.default_rng(identity_seed(bootstrap.seed, "bootstrap of counts"))
     drawn = generator.multinomial(len(values), counts / len(values), size=bootstrap.draws)
-    return bootstrap.ends(drawn @ distinct / len(values), len(values))
+    return bootstrap.ends(drawn @ distinct / len(values), len(values), bounds)
 
 
 def unit_scores(task: TaskName, rows: Sequence[pd.DataFrame]) -> FloatArray | None:
@@ -289,7 +296,8 @@ def seeds_gap(first: FloatArray, second: FloatArray, bootstrap: Bootstrap) -> Se
     """
     first_values, second_values = first.mean(axis=0), second.mean(axis=0)
     over_seeds = welch_interval(first_values, second_values, bootstrap.confidence)
-    over_units = _mean_interval(first.mean(axis=1) - second.mean(axis=1), bootstrap)
+    gaps = first.mean(axis=1) - second.mean(axis=1)
+    over_units = _mean_interval(gaps, bootstrap, DIFFERENCES_OF_SHARES)
     first_mean, second_mean = float(first_values.mean()), float(second_values.mean())
     joint = joined_interval(first_mean - second_mean, over_seeds, over_units)
     return SeedsGap(len(first), first_mean, second_mean, over_seeds, over_units, joint)

@@ -22,7 +22,9 @@ from robustcli.core.names import TaskName
 from robustcli.metrics.class_scores import is_correct
 from robustcli.metrics.columns import common_images
 from robustcli.metrics.intervals import (
+    DIFFERENCES_OF_SHARES,
     FEWEST_UNITS,
+    SHARES,
     Bootstrap,
     FloatArray,
     Interval,
@@ -174,7 +176,7 @@ def _compare_classes(
     gained, n = gained_hits / len(first), len(gained_hits)
     value, p = float(gained.mean()), exact_sign_flip_p(gained_hits)
     return PairedDifference(
-        n, n, value, *mean_interval(gained, Interval(-1.0, 1.0)), p, smallest_exact_p(n)
+        n, n, value, *mean_interval(gained, DIFFERENCES_OF_SHARES), p, smallest_exact_p(n)
     )
 
 
@@ -428,7 +430,7 @@ def rank_probabilities(rows: ModelRows, task: TaskName, bootstrap: Bootstrap) ->
     shares = _rank_shares(draws).tolist()
     ranks = []
     for i in order:
-        low, high = both_ends(bootstrap.ends(draws[:, i], groups))
+        low, high = both_ends(bootstrap.ends(draws[:, i], groups, SHARES))
         ranks.append(Rank(models[i], float(means[i]), low, high, tuple(shares[i]), n, groups))
     return ranks
 

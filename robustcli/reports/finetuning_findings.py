@@ -33,7 +33,6 @@ from robustcli.finetuning.record import (
 )
 from robustcli.metrics.paired import PairedDifference
 from robustcli.reports.numbers import (
-    ALL_EQUAL,
     EN_DASH,
     MISSING,
     decimal,
@@ -476,7 +475,7 @@ def _difference(difference: PairedDifference, group: str, scoring: Scoring) -> s
     if low is None or high is None or p is None:
         return f"{value}. {unknown_spread(difference.groups, group)}."
     interval_name, test_name = scoring.tested(group)
-    interval = f"{interval_name} {scoring.gap_range(low, high)}" if low < high else ALL_EQUAL
+    interval = f"{interval_name} {scoring.gap_range(low, high)}"
     test = f"{test_name}: p {p_equals(p)}"
     hint = ""
     if difference.smallest_p > SIGNIFICANT:

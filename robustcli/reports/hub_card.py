@@ -145,7 +145,7 @@ def _arguments(
     low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
     interval = (
         {}
-        if is_missing(low) or is_missing(high) or low == high  # see `numbers.fraction_range`
+        if is_missing(low) or is_missing(high)
         else {
             "low": round(float(str(low)), 6),
             "high": round(float(str(high)), 6),

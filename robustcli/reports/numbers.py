@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 EN_DASH = "\N{EN DASH}"
 MISSING = EN_DASH
-ALL_EQUAL = "no interval: all equal"
 ONE_DECIMAL_UP_TO = 2000
 
 
@@ -48,15 +47,9 @@ def fraction(value: float | None) -> str:
 
 
 def fraction_range(low: float | None, high: float | None, to: str = EN_DASH) -> str:
-    """The interval `low` to `high` of a dice or IoU, joined by `to`.
-
-    If all groups have the same value, so have all resamples. An interval without width would look
-    like certainty, so it is replaced by ALL_EQUAL.
-    """
+    """The interval `low` to `high` of a dice or IoU, joined by `to`."""
     if is_missing(low) or is_missing(high):
         return MISSING
-    if low == high:
-        return ALL_EQUAL
     return f"{fraction(low)}{to}{fraction(high)}"
 
 

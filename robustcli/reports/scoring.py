@@ -15,7 +15,6 @@ import pandas as pd
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.paired import PairedDifference, class_difference, mask_difference
 from robustcli.reports.numbers import (
-    ALL_EQUAL,
     EN_DASH,
     MISSING,
     decimal,
@@ -197,8 +196,8 @@ class Scoring(ABC):
         """A difference of scores with its sign, as text."""
 
     def gap_range(self, low: float, high: float) -> str:
-        """The interval of a difference of scores; see `numbers.fraction_range`."""
-        return ALL_EQUAL if low == high else f"{self.gap_shown(low)} to {self.gap_shown(high)}"
+        """The interval of a difference of scores, as text."""
+        return f"{self.gap_shown(low)} to {self.gap_shown(high)}"
 
     @abstractmethod
     def width(self, value: float) -> str:

@@ -14,7 +14,7 @@ from robustcli.core.io import read_csv, reading
 from robustcli.core.names import counted
 from robustcli.core.rundir import has_record
 from robustcli.metrics.class_scores import Calibration, MacroF1
-from robustcli.metrics.intervals import Bootstrap, FloatArray
+from robustcli.metrics.intervals import SHARES, Bootstrap, FloatArray
 from robustcli.metrics.mask_scores import CleanMaskComparison, compare_masks_with_clean
 from robustcli.reports.findings import ClassFindings, Findings, read_findings
 from robustcli.reports.numbers import MISSING, fraction_range, with_range
@@ -382,7 +382,9 @@ def pooled(training: TrainingFindings) -> Pooled | None:
         return None
     scores, (dice, iou) = paper_scores(rows, batch), paper_batches(rows, batch)
     bootstrap = Bootstrap(training.record.seed)
-    over_dice, over_iou = bootstrap.mean(dice[~np.isnan(dice)]), bootstrap.mean(iou)
+    over_dice, over_iou = (
+        bootstrap.mean(values, SHARES) for values in (dice[~np.isnan(dice)], iou)
+    )
     score = Score(
         None if np.isnan(scores.dice) else scores.dice,
         over_dice.low if over_dice else None,

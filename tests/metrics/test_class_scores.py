@@ -309,6 +309,15 @@ def test_the_interval_of_a_calibration_error_by_hand():
     assert ece_interval(nothing, draws - gaps, every, 100).low == 0.0
 
 
+def test_scores_of_images_that_are_all_right_are_no_certainty():
+    rows = confident_rows(np.ones(50), np.ones(50))
+    f1 = macro_f1_with_interval(rows, BOOTSTRAP)
+    assert (f1.f1_low, f1.f1_high) == pytest.approx((0.943, 1), abs=1e-3)
+    scores = calibration(rows, BOOTSTRAP)
+    assert (scores.aurc, scores.aurc_low) == (scores.brier, scores.brier_low) == (0, 0)
+    assert scores.aurc_high == scores.brier_high == pytest.approx(0.057, abs=1e-3)
+
+
 @pytest.mark.parametrize(("images", "known"), [(99, False), (100, True)])
 def test_calibration_errors_of_few_images_have_no_interval(images, known):
     scores = calibration(confident_rows(np.full(images, 0.8), np.arange(images) % 5 > 0), BOOTSTRAP)

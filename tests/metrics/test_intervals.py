@@ -17,7 +17,9 @@ from scipy.stats import binomtest, multinomial
 from robustcli.core.seeds import identity_seed
 from robustcli.metrics import intervals
 from robustcli.metrics.intervals import (
+    DIFFERENCES_OF_SHARES,
     DRAWS,
+    SHARES,
     Bootstrap,
     Interval,
     PairedCounts,
@@ -76,6 +78,22 @@ def test_percentiles_are_expanded_by_hesterbergs_rule(groups: int):
     beyond = np.sqrt(groups / (groups - 1)) * stats.t.ppf(0.025, groups - 1)
     interval = Bootstrap(0).ends(np.linspace(0, 1, 100_001), groups)
     assert interval == pytest.approx((stats.norm.cdf(beyond), stats.norm.sf(beyond)))
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds"), [(1.0, SHARES), (0.9, SHARES), (0.0, DIFFERENCES_OF_SHARES)]
+)
+def test_equal_scores_of_the_groups_are_no_certainty(value, bounds):
+    values, ones = np.full(8, value), np.ones(8)
+    interval = Bootstrap(0).mean(values, bounds)
+    assert interval == pytest.approx(mean_interval(values, bounds))
+    assert interval.low < value <= interval.high
+    assert Bootstrap(0).ratio(3 * values, 3 * ones, bounds) == pytest.approx(interval)
+    wide = Bootstrap(0, confidence=0.99).mean(values, bounds)
+    assert wide.low < interval.low
+    assert Bootstrap(0).mean(values) == pytest.approx((value, value)), "no bounds are known"
+    values[0] -= 0.001
+    assert Bootstrap(0).mean(values, bounds) == Bootstrap(0).mean(values)
 
 
 def test_one_or_two_groups_have_no_interval():

@@ -187,6 +187,20 @@ def test_the_drop_is_paired():
     assert lost.paired_groups == 20
 
 
+def test_a_transform_without_effect_on_some_groups_may_have_one_on_others():
+    clean = rows(*((f"g{n}", 40, 5, 5) for n in range(8)))
+    lost = compare_masks_with_clean(clean, clean.copy(), BOOTSTRAP)
+    assert (lost.drop, lost.drop_low, lost.drop_high) == pytest.approx((0, -0.277, 0.277), abs=1e-3)
+    itself = compare_masks_with_clean(clean, clean, BOOTSTRAP)
+    assert (itself.drop, itself.drop_low, itself.drop_high) == (0, 0, 0), (
+        "clean images lose nothing"
+    )
+    scores = mask_scores(clean, BOOTSTRAP)
+    assert scores.dice_low < scores.dice < scores.dice_high
+    assert scores.iou_low < scores.iou < scores.iou_high
+    assert scores.dice_image_low < scores.dice_image < scores.dice_image_high
+
+
 def test_only_images_that_both_have_are_compared():
     clean = rows(("a", 10, 0, 0), ("a", 0, 9, 9), ("b", 10, 0, 0))
     part = clean.iloc[[0]].assign(tp=5, fn=5)

@@ -117,10 +117,3 @@ def test_sizes_have_the_digits_that_a_few_tensors_need() -> None:
     assert (p_value(0.0004), p_value(0.0156), p_value(0.25)) == ("< 0.001", "0.016", "0.25")
     values = (1.26e-8, 0.0, None, float("nan"))
     assert [statistic(value) for value in values] == ["1.3e-08", "0", DASH, DASH]
-
-
-def test_an_interval_without_width_is_no_certainty() -> None:
-    """All groups have the same score, so that all resamples have it too."""
-    assert with_range(0.9, 0.9, 0.9) == "0.900 (no interval: all equal)"
-    assert fraction_range(0.0, 0.0, " to ") == "no interval: all equal"
-    assert fraction_range(0.90001, 0.90002, " to ") == "0.900 to 0.900"
