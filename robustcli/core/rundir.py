@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -237,23 +237,32 @@ class RunKind(Generic[RecordT]):
         new: RecordT,
         further_differences: Callable[[RecordT], Iterator[str]],
     ) -> RecordT:
-        differences = [*self.differences(old, new), *further_differences(old)]
-        if differences and self.results and not any(any(run.glob(g)) for g in self.results):
+        if self._restarts(run, [*self.differences(old, new), *further_differences(old)]):
             self.discard(run)
             return new
-        self._refuse(run, differences)
         commands = "\n".join(dict.fromkeys([*old.command.splitlines(), new.command]))
         kept_fields = {"command": commands, "created": old.created, **self.kept_fields(old, new)}
         return new.model_copy(update=kept_fields)
 
-    def check_continues(self, run: Path, new: RecordT) -> None:
-        """Raises UsageError if `open` would refuse the run in `run` for its settings.
+    def check_continues(
+        self, run: Path, new: RecordT,
+        further_differences: Callable[[RecordT], Iterator[str]] = lambda _: iter(()),
+    ) -> None:  # fmt: skip
+        """Raises UsageError if `open` would refuse the run in `run`.
 
         Nothing is written; `new` can lack parts that are not known yet, such as loaded models.
         """
-        self._refuse(run, self.differences(self.read(run), new))
+        old = self.read(run)
+        self._restarts(run, [*self.differences(old, new), *further_differences(old)])
 
-    def _refuse(self, run: Path, differences: Iterable[str]) -> None:
+    def _restarts(self, run: Path, differences: Sequence[str]) -> bool:
+        """Whether a run without results restarts because of `differences` in its settings.
+
+        Raises:
+            UsageError: There are differences, and the run has results.
+        """
+        if differences and self.results and not any(any(run.glob(g)) for g in self.results):
+            return True
         for difference in differences:
             raise UsageError(
                 f"`{run}` contains {self.name} with other settings.",
@@ -261,6 +270,7 @@ class RunKind(Generic[RecordT]):
                 "Use another `--out` (or omit it to get a separate folder), or discard the run "
                 "with `--fresh`.",
             )
+        return False
 
     def discard(self, run: Path) -> None:
         """Removes the files of a run, and no other files.

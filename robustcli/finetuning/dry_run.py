@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from robustcli.core.listener import Listener
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.finetune_plan import FinetunePlan, plan_finetuning
+from robustcli.finetuning.finetune_plan import (
+    FinetunePlan,
+    finetune_record,
+    mode_differences,
+    plan_finetuning,
+)
 from robustcli.finetuning.mode_trainings import check_scores, devices_begun, modes_beside
-from robustcli.finetuning.record import FINETUNING, SavingRecord
+from robustcli.finetuning.modes import tested_network
+from robustcli.finetuning.record import FINETUNING, PROFILING, SavingRecord
 from robustcli.finetuning.selection import Decision
 from robustcli.training.record import seed_folder
 from robustcli.training.seed_runs import SeedsForecast, seeds_beside, seeds_in
-from robustcli.training.train_plan import TrainForecast, forecast_plan, try_out
+from robustcli.training.train_plan import TrainForecast, forecast_plan
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ def forecast_finetune_seeds(config: FinetuneConfig, listener: Listener) -> Seeds
     if parallel_seeds:
         config = config.with_training(devices=1)
     plan, seed = _plan_offline(config, listener), config.training.seed
-    seeds, finished = seeds_in(config.training, plan.run, FINETUNING)
+    seeds, finished = seeds_in("finetune", plan.training, plan.run, FINETUNING)
     first = plan.for_seed(seed, seed_folder(plan.run, seed))
     return SeedsForecast(str(plan.run), seeds, finished, _forecast(first, listener), parallel_seeds)
 
@@ -125,20 +132,26 @@ def _plan_offline(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
 
 def _forecast(plan: FinetunePlan, listener: Listener) -> FinetuneForecast:
     config = plan.config
-    network = plan.trial_network()
-    try_out(plan.training, network)
+    network = tested_network(plan)
+    started = has_record(plan.run) and not config.training.fresh
+    if started:
+        FINETUNING.check_continues(
+            plan.run, finetune_record(plan, network), partial(mode_differences, plan)
+        )
     decisions = plan.known_decisions(network) or plan.named_decisions(network)
     start = replace(plan.training.config, weights=None, untrained=True)
     saving = None
     if decisions is not None:
         plan.announce(decisions, listener.say)
         saving = plan.saving([d.name for d in decisions if d.frozen], network)
-    of_mode = forecast_plan(replace(plan.training, config=start, run=plan.run))
+    # The folder of the profile contains no training with which this one could be compared.
+    of_mode = forecast_plan(replace(plan.training, config=start, run=plan.run / PROFILING))
     return FinetuneForecast(
         training=replace(
             of_mode,
+            out=str(plan.run),
             disk_bytes=of_mode.disk_bytes * len(config.modes),
-            started=has_record(plan.run) and not start.fresh,
+            started=started,
         ),
         modes=config.modes,
         profile_iterations=_profiled(plan, decisions),

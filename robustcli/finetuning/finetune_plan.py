@@ -25,7 +25,7 @@ from robustcli.core.ranks import ranks
 from robustcli.core.rundir import check_folder, has_record
 from robustcli.data.sources import check_data_exists
 from robustcli.evaluation.device import device_name
-from robustcli.finetuning.config import FinetuneConfig
+from robustcli.finetuning.config import LORA_LAYERS, FinetuneConfig
 from robustcli.finetuning.finetuning_task import FINETUNE_TASKS, FinetuneTask, Pretrained
 from robustcli.finetuning.freezing import saving
 from robustcli.finetuning.gradients import (
@@ -36,7 +36,13 @@ from robustcli.finetuning.gradients import (
     unmeasured,
 )
 from robustcli.finetuning.record import FINETUNING, FinetuneRecord, Mode, RuleRecord, SavingRecord
-from robustcli.finetuning.selection import LEAST_FOR_CHANGE, Decision, freeze_decisions
+from robustcli.finetuning.selection import (
+    LEAST_FOR_CHANGE,
+    Decision,
+    FreezeRule,
+    freeze_decisions,
+    make_rule,
+)
 from robustcli.tasks.record import dataset_record
 from robustcli.training.config import TrainConfig
 from robustcli.training.processes import helped_run
@@ -89,6 +95,58 @@ def check_flags(config: FinetuneConfig) -> None:
             "training.",
             "Select one with `--mode`, or use `--devices N` without torchrun.",
         )
+
+
+def options_without_effect(config: FinetuneConfig) -> Iterator[str]:
+    """One sentence per group of options that change nothing with the modes of `config`.
+
+    They are no errors, because the same options can be used for all modes of a run folder.
+    """
+    freezes, profile = "freeze" in config.modes or config.profile_only, []
+    if config.profile is not None:
+        profile.append(f"--profile {config.profile}")
+    if config.profile_iterations is not None:
+        profile.append(f"--profile-iterations {config.profile_iterations}")
+    if not freezes:
+        yield from _no_effect([*_rule_options(config.rule), *profile], "no mode freezes tensors")
+    elif len(profile) > 1:
+        yield from _no_effect(profile[1:], "an existing profile is used (`--profile`)")
+    if freezes and config.at_once and config.rule.kind != FreezeRule.kind:
+        kind = [f"--statistic {config.rule.kind}"]
+        yield from _no_effect(kind, "`--freeze` selects tensors by name")
+    if "lora" not in config.modes and config.lora_layers != LORA_LAYERS:
+        layers = [f"--lora-layers {','.join(config.lora_layers)}"]
+        yield from _no_effect(layers, "only mode `lora` adds adapters")
+    if config.profile_only and config.mode != "all":
+        yield from _no_effect([f"--mode {config.mode}"], "`--profile-only` trains no mode")
+    if config.modes == ("scratch",) and config.pretrained is not None:
+        yield (
+            f"Mode `scratch` does not use the weights of `--pretrained {config.pretrained}`, only "
+            "the options of their network."
+        )
+
+
+def _no_effect(options: Sequence[str], why: str) -> Iterator[str]:
+    if options:
+        listed = ", ".join(f"`{option}`" for option in options)
+        yield f"{listed}: no effect, because {why}."
+
+
+def _rule_options(rule: FreezeRule) -> Iterator[str]:
+    """The options of `rule` that differ from the default rule."""
+    default = make_rule()
+    if rule.threshold is not None and (rule.relative or rule.threshold != default.threshold):
+        yield f"--freeze-{'relative' if rule.relative else 'threshold'} {rule.threshold:g}"
+    if rule.quantile is not None:
+        yield f"--freeze-quantile {rule.quantile:g}"
+    if rule.change is not None:
+        yield f"--freeze-change {rule.change:g}"
+    if rule.pattern is not None:
+        yield f"--freeze {rule.pattern}"
+    if rule.scope != default.scope:
+        yield f"--freeze-scope {rule.scope}"
+    if rule.kind != default.kind and rule.change is None:
+        yield f"--statistic {rule.kind}"
 
 
 _LEAST_PROFILE = 20
@@ -260,6 +318,8 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
     task = FINETUNE_TASKS[entry.task]
     config = task.with_defaults(config, entry, listener.say)
     check_flags(config)
+    for sentence in options_without_effect(config):
+        listener.say(sentence)
     if config.training.model != entry.name:
         entry = resolve(config.training.model)
     pretrained = task.pretrained(config, entry)
@@ -409,6 +469,7 @@ def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
         profile_sha256=None if profile is None else hashlib.sha256(profile).hexdigest(),
         profile_iterations=_profile_steps(plan),
         lora_layers=list(config.lora_layers),
+        recipe=RecipeRecord.of(plan.training.recipe),
         epochs=plan.training.recipe.epochs,
         iterations=plan.steps,
         device=device_name(plan.training.machine.device),
@@ -423,8 +484,16 @@ def _profile_steps(plan: FinetunePlan) -> int:
 
 
 def mode_differences(plan: FinetunePlan, old: FinetuneRecord) -> Iterator[str]:
-    """One sentence per setting in which the trained modes differ from `plan`."""
+    """One sentence per setting in which the trained modes differ from `plan`.
+
+    Without a trained mode, the settings of the profile are compared.
+    """
     recipe = RecipeRecord.of(plan.training.recipe)
-    for mode in old.modes:
-        if has_record(plan.run / mode):
-            yield from recipe_differences(read_train_record(plan.run / mode).recipe, recipe)
+    trained = [mode for mode in old.modes if has_record(plan.run / mode)]
+    for mode in trained:
+        record = read_train_record(plan.run / mode)
+        yield from recipe_differences(record.recipe, recipe)
+        if mode in plan.config.modes and record.devices != plan.training.machine.world:
+            yield f"`--devices` was {record.devices}, now it is {plan.training.machine.world}."
+    if not trained and old.recipe is not None:
+        yield from recipe_differences(old.recipe, recipe)

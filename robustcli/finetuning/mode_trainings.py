@@ -30,7 +30,7 @@ from robustcli.finetuning.finetune_plan import (
 )
 from robustcli.finetuning.freezing import read_frozen, write_decisions
 from robustcli.finetuning.gradients import write_profile
-from robustcli.finetuning.modes import Modes
+from robustcli.finetuning.modes import Modes, tested_network
 from robustcli.finetuning.record import (
     DECISIONS,
     FINETUNING,
@@ -63,7 +63,6 @@ from robustcli.training.side_by_side import (
     devices_beside,
     run_beside,
 )
-from robustcli.training.train_plan import try_out
 
 _THERE = "the profile is there"
 _ORDER: tuple[Mode, ...] = ("freeze", "scratch", "full", "lora")
@@ -156,8 +155,7 @@ def _prepare(
     plan: FinetunePlan,
 ) -> tuple[FinetunePlan, nn.Module, list[Decision] | None, FinetuneRecord]:
     """Tests the network, and makes the known decisions and the record, before writing any file."""
-    network = plan.trial_network()
-    try_out(plan.training, network)
+    network = tested_network(plan)
     decisions = plan.known_decisions(network)
     return plan, network, decisions, finetune_record(plan, network)
 

@@ -31,6 +31,7 @@ from robustcli.finetuning.gradients import SCAN_MODULES
 from robustcli.finetuning.record import COSTS, ITERATIONS, Mode, ModeCosts
 from robustcli.finetuning.selection import Decision
 from robustcli.training.processes import EndTraining
+from robustcli.training.train_plan import try_out
 from robustcli.training.training_task import TrainStart
 
 _PROCESS = Path("/proc/self")
@@ -189,6 +190,25 @@ def adapt(
     """
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
 
+    targets = adapted_layers(network, layers, name)
+    settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(identity_seed("lora", name, seed, bits=63))
+        inject_adapter_in_model(settings, network)
+    for tensor, parameter in network.named_parameters():
+        parameter.requires_grad_(
+            tensor.startswith(tuple(heads)) or _DOWN in tensor or _UP in tensor
+        )
+
+
+def adapted_layers(network: nn.Module, layers: Sequence[str], name: str) -> list[str]:
+    """Paths of the layers of `network` that get adapters in mode `lora`.
+
+    For the arguments, see `adapt`.
+
+    Raises:
+        UsageError: The network has no such projections.
+    """
     linear = list(dict.fromkeys(layer for _, layer in _linear_layers(network)))
     available = ", ".join(f"`{layer}`" for layer in linear)
     if linear and not layers:
@@ -213,14 +233,7 @@ def adapt(
             "none.",
             "Use `--mode freeze --freeze-scope all`.",
         )
-    settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(identity_seed("lora", name, seed, bits=63))
-        inject_adapter_in_model(settings, network)
-    for tensor, parameter in network.named_parameters():
-        parameter.requires_grad_(
-            tensor.startswith(tuple(heads)) or _DOWN in tensor or _UP in tensor
-        )
+    return targets
 
 
 def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -238,6 +251,19 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensor = tensor + ALPHA / RANK * state[name.replace(_BASE, _UP)] @ down
         plain[name.replace(_BASE, ".")] = tensor
     return plain
+
+
+def tested_network(plan: FinetunePlan) -> nn.Module:
+    """The network of `plan` after a test with a generated image, before any file is written.
+
+    Raises:
+        UsageError: The network cannot process images of the plan, or cannot get its adapters.
+    """
+    network = plan.trial_network()
+    try_out(plan.training, network)
+    if "lora" in plan.config.modes:
+        adapted_layers(network, plan.config.lora_layers, plan.entry.name)
+    return network
 
 
 @dataclass(frozen=True)

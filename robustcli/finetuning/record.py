@@ -27,7 +27,7 @@ from robustcli.core.rundir import (
     changed_fields,
 )
 from robustcli.tasks.record import DatasetRecord, dataset_differences
-from robustcli.training.record import FIRST_RESULTS, TRAINING
+from robustcli.training.record import FIRST_RESULTS, TRAINING, RecipeRecord
 
 Mode = Literal["scratch", "full", "freeze", "lora"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -107,7 +107,7 @@ class FinetuneRecord(BaseRunRecord):
     `pretrained` describes the origin of the weights in words; `heads` are name prefixes of the
     layers that are new in this task and never frozen; `profile` is `measured`, the path of the
     profile that was used, or `none` if a name pattern decides, and `profile_iterations` the number
-    of its steps. `split_seed`: see `TrainRecord`.
+    of its steps. `recipe` is None in runs of earlier versions. `split_seed`: see `TrainRecord`.
     """
 
     kind: Literal["finetune"] = "finetune"
@@ -128,6 +128,7 @@ class FinetuneRecord(BaseRunRecord):
     profile_sha256: str | None = None
     profile_iterations: int
     lora_layers: list[str] = Field(default_factory=lambda: ["in_proj", "x_proj", "out_proj"])
+    recipe: RecipeRecord | None = None
     epochs: int
     iterations: int
     saving: SavingRecord | None = None
@@ -163,11 +164,11 @@ _RULE_FLAGS = {
 def _differences(old: FinetuneRecord, new: FinetuneRecord) -> Iterator[str]:
     """One sentence per setting of `new` that would change the results of `old`.
 
-    The rule may change as long as no trained mode depends on it.
+    The rule may change as long as no trained mode and no stored decision depends on it.
     """
     yield from dataset_differences(old.dataset, new.dataset, "`--data`, `--limit`, `--seed`")
     yield from changed_fields(old, new, _FLAGS)
-    if "freeze" in old.modes or not old.modes:
+    if "freeze" in old.modes or not old.modes or old.saving is not None:
         yield from changed_fields(old.rule, new.rule, _RULE_FLAGS)
         yield from changed_fields(old, new, _profile_flags(old, new))
     if "lora" in old.modes:

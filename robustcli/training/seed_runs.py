@@ -98,23 +98,24 @@ class SeedRuns:
     separately: Callable[[int, Path], SeparateRun]
     parallel_seeds: int = 0
 
-    def record(self) -> SeedsRecord:
-        """The initial record."""
-        config, now, plan = self.plan.config, datetime.now(UTC), self.plan
-        return SeedsRecord(
-            of=self.of,
-            task=plan.task.name,
-            command=config.command,
-            status="running",
-            created=now,
-            updated=now,
-            seed=config.seed,
-            count=config.seeds or 1,
-            split_seed=config.parts_seed,
-            model=plan.entry.name,
-            arguments=json.loads(json.dumps(dict(config.model_args))),
-            dataset=dataset_record(plan.index),
-        )
+
+def seeds_record(of: Literal["train", "finetune"], plan: TrainPlan) -> SeedsRecord:
+    """The initial record of the seeds of `plan`."""
+    config, now = plan.config, datetime.now(UTC)
+    return SeedsRecord(
+        of=of,
+        task=plan.task.name,
+        command=config.command,
+        status="running",
+        created=now,
+        updated=now,
+        seed=config.seed,
+        count=config.seeds or 1,
+        split_seed=config.parts_seed,
+        model=plan.entry.name,
+        arguments=json.loads(json.dumps(dict(config.model_args))),
+        dataset=dataset_record(plan.index),
+    )
 
 
 def train_seeds(
@@ -216,7 +217,7 @@ def run_seeds(
         if runs.fresh:
             _discard(runs)
         record = SEEDS.open(
-            runs.run, runs.record(), fresh=runs.fresh,
+            runs.run, seeds_record(runs.of, runs.plan), fresh=runs.fresh,
             further_differences=lambda old: _differences(runs, old),
         )  # fmt: skip
         _announce(record, runs, heard)
@@ -410,10 +411,18 @@ class SeedsForecast:
         )
 
 
-def seeds_in(config: TrainConfig, run: Path, kind: RunKind[Any]) -> tuple[list[int], list[int]]:
-    """All seeds of the folder `run`, and the finished ones among them."""
+def seeds_in(
+    of: Literal["train", "finetune"], plan: TrainPlan, run: Path, kind: RunKind[Any]
+) -> tuple[list[int], list[int]]:
+    """All seeds of the folder `run`, and the finished ones among them.
+
+    Raises:
+        UsageError: The folder contains another run, or seeds with other settings.
+    """
+    config = plan.config
     count = config.seeds or 1
     if has_record(run) and not config.fresh:
+        SEEDS.check_continues(run, seeds_record(of, plan))
         count = max(count, read_seeds_record(run).count)
     seeds = list(range(config.seed, config.seed + count))
     folders = {seed: seed_folder(run, seed) for seed in seeds}
@@ -434,6 +443,6 @@ def forecast_train_seeds(config: TrainConfig, listener: Listener) -> SeedsForeca
     """
     parallel_seeds = _train_seeds_beside(config)
     plan = plan_training(replace(config, devices=1) if parallel_seeds else config, listener)
-    seeds, finished = seeds_in(config, plan.run, TRAINING)
+    seeds, finished = seeds_in("train", plan, plan.run, TRAINING)
     first = plan.for_seed(config.seed, seed_folder(plan.run, config.seed))
     return SeedsForecast(str(plan.run), seeds, finished, forecast_plan(first), parallel_seeds)

@@ -26,13 +26,13 @@ from robustcli.adapters.load import names_run, resolve
 from robustcli.adapters.model import AUTOCAST, GREY_NOTE
 from robustcli.adapters.networks import BUILDERS, OUR_BUILDERS
 from robustcli.adapters.preprocessing import input_channels
-from robustcli.adapters.trainable import carried_arguments, check_class_count
+from robustcli.adapters.trainable import carried_arguments, check_class_count, wants_imagenet
 from robustcli.adapters.training_run import header_beside, weights_in
 from robustcli.core.errors import UsageError, UsageErrors
 from robustcli.core.listener import Listener
 from robustcli.core.machine import check_opencv, versions
 from robustcli.core.names import canonical, counted
-from robustcli.core.rundir import check_folder
+from robustcli.core.rundir import check_folder, has_record
 from robustcli.data.sources import check_data_exists
 from robustcli.data.splits import take
 from robustcli.evaluation.device import device_name, unused_gpu
@@ -123,6 +123,8 @@ def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> Tr
         _check_ablation(entry, config)
         task = TRAINING_TASKS[entry.task]
         task.check(entry, config)
+    with errors:
+        _check_start(config)
     with errors:
         _check_seeds(config)
     if config.data is not None:
@@ -253,6 +255,15 @@ def _check_seeds(config: TrainConfig) -> None:
                 "Seeds of trainings are integers of 64 bits: from -2^63 to 2^63 - 1.",
                 "Use a smaller number, such as 0.",
             )
+
+
+def _check_start(config: TrainConfig) -> None:
+    if config.weights is not None and config.untrained:
+        raise UsageError(
+            f"`--weights {config.weights}` and `--untrained` exclude each other.",
+            "A training starts either from the weights of a file or from random weights.",
+            "Omit one of them.",
+        )
 
 
 def _check_named(config: TrainConfig) -> None:
@@ -503,8 +514,8 @@ def forecast_plan(plan: TrainPlan) -> TrainForecast:
     """The forecast for `plan`, from two training steps on generated images.
 
     Raises:
-        UsageError: The folder contains a training with other settings than `plan`. The weights to
-            start from are not compared, because nothing is downloaded.
+        UsageError: The folder contains another run, or a training with other settings than `plan`.
+            Weights of ImageNet to start from are not compared, because nothing is downloaded.
     """
     config = plan.config
     weights = None if config.untrained else config.weights
@@ -512,11 +523,11 @@ def forecast_plan(plan: TrainPlan) -> TrainForecast:
     network, _ = plan.task.network(start, plan.entry, plan.index)
     try_out(plan, network)
     started = (plan.run / CHECKPOINT_FOLDER / LAST).is_file() and not config.fresh
-    if started:
-        weights_sha256 = TRAINING.read(plan.run).initial_weights_sha256
-        new = train_record(plan, network, "").model_copy(
-            update={"initial_weights_sha256": weights_sha256}
-        )
+    if has_record(plan.run) and not config.fresh:
+        new = train_record(plan, network, "")
+        if start.untrained and not config.untrained and wants_imagenet(plan.entry):
+            known = TRAINING.read(plan.run).initial_weights_sha256
+            new = new.model_copy(update={"initial_weights_sha256": known})
         TRAINING.check_continues(plan.run, new)
     parts = {name: getattr(plan.splits, name) for name in ("train", "val", "test")}
     steps = plan.recipe.epochs * plan.steps_per_epoch

@@ -20,6 +20,7 @@ from robustcli.finetuning.finetune_plan import (
     FinetunePlan,
     finetune_record,
     mode_differences,
+    options_without_effect,
     plan_finetuning,
 )
 from robustcli.finetuning.finetuning_task import SegmenterFinetuning
@@ -376,6 +377,8 @@ def test_a_new_record_has_no_results(make_config: MakeConfig, tmp_path: Path) ->
         ({"rule": FreezeRule(1e-6, kind="rms")}, "`--statistic` was mean_abs, now it is rms"),
         ({"rule": FreezeRule(pattern="encoder")}, "`--freeze` was None, now it is encoder"),
         ({"profile_iterations": 3}, "`--profile-iterations` was 2, now it is 3"),
+        ({"profile_only": True, "lr": 0.02}, "`--lr` was 0.01, now it is 0.02"),
+        ({"profile_only": True, "aug": "none"}, "`--aug` was light, now it is none"),
     ],
 )
 def test_other_settings_are_refused_by_name(
@@ -383,10 +386,73 @@ def test_other_settings_are_refused_by_name(
 ) -> None:
     open_run(make_config, tmp_path / "run")
     (tmp_path / "run" / DECISIONS).touch()
-    with pytest.raises(UsageError, match="contains a fine-tuning with other settings") as caught:
-        open_run(make_config, tmp_path / "run", **overrides)
-    assert re.search(message, caught.value.why)
-    assert "`--fresh`" in caught.value.todo
+    config = make_config(tmp_path / "run", **overrides)
+    for refused in (open_run, lambda *_, **__: forecast_finetuning(config, Recorder())):
+        with pytest.raises(UsageError, match="a fine-tuning with other settings") as caught:
+            refused(make_config, tmp_path / "run", **overrides)
+        assert re.search(message, caught.value.why)
+        assert "`--fresh`" in caught.value.todo
+
+
+def test_stored_decisions_keep_their_rule_next_to_a_trained_mode(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """`--profile-only` in the folder of mode `full` would keep decisions of another rule."""
+    out = tmp_path / "run"
+    open_run(make_config, out, mode="full")
+    (out / DECISIONS).touch()
+    plan = open_run(make_config, out, profile_only=True)
+    FINETUNING.update(out, saving=plan.saving([], plan.trial_network()))
+    with pytest.raises(UsageError, match="a fine-tuning with other settings"):
+        open_run(make_config, out, profile_only=True, rule=FreezeRule(1e-3))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentences"),
+    [
+        ({}, []),
+        (
+            {"mode": "full", "rule": FreezeRule(quantile=0.5, scope="all", kind="rms")},
+            ["`--freeze-quantile 0.5`, `--freeze-scope all`, `--statistic rms`, "
+             "`--profile-iterations 2`: no effect, because no mode freezes tensors."],
+        ),
+        (
+            {"mode": "scratch", "rule": make_rule(relative=0.1), "profile_iterations": None},
+            ["`--freeze-relative 0.1`: no effect, because no mode freezes tensors.",
+             "Mode `scratch` does not use the weights of `--pretrained "],
+        ),
+        (
+            {"rule": FreezeRule(pattern="encoder", kind="rms"), "lora_layers": ("in_proj",)},
+            ["`--statistic rms`: no effect, because `--freeze` selects tensors by name.",
+             "`--lora-layers in_proj`: no effect, because only mode `lora` adds adapters."],
+        ),
+        (
+            {"profile": Path("x.parquet")},
+            ["`--profile-iterations 2`: no effect, because an existing profile is used"],
+        ),
+        (
+            {"mode": "lora", "profile_only": True},
+            ["`--mode lora`: no effect, because `--profile-only` trains no mode."],
+        ),
+    ],
+)  # fmt: skip
+def test_options_without_effect_are_named(
+    make_config: MakeConfig, overrides: dict[str, Any], sentences: list[str]
+) -> None:
+    named = list(options_without_effect(make_config(**overrides)))
+    assert [sentence[: len(start)] for sentence, start in zip(named, sentences, strict=True)] == (
+        sentences
+    )
+
+
+def test_a_dry_run_refuses_adapters_that_the_network_cannot_get(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(mode="lora", lora_layers=("q_proj",))
+    for run in (partial(forecast_finetuning, listener=Recorder()), run_finetuning):
+        with pytest.raises(UsageError, match="no linear layer `q_proj`"):
+            run(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_weights_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -70,9 +70,11 @@ def test_other_settings_are_refused_by_name(
     run: Path, data: Path, weights: Path, overrides: dict[str, Any], message: str
 ) -> None:
     config = seeded(data, run, weights)
-    with pytest.raises(UsageError, match="contains several seeds with other settings") as caught:
-        finetune_seeds(replace(config, training=replace(config.training, **overrides)))
-    assert message in caught.value.why
+    config = replace(config, training=replace(config.training, **overrides))
+    for start in (finetune_seeds, forecast_finetune_seeds):
+        with pytest.raises(UsageError, match="with other settings") as caught:
+            start(config, Recorder())
+        assert message in caught.value.why
 
 
 def test_a_dry_run_is_of_one_seed_and_says_how_many(run: Path, data: Path, weights: Path) -> None:

@@ -69,10 +69,27 @@ def test_the_forecast_matches_the_training(data: Path, tmp_path: Path) -> None:
     assert forecast.pixels_bytes == 13 * 32 * 32 * 4
     assert 0 < forecast.seconds < 60
     assert not forecast.started
-    run_training(config)
+    run = run_training(config)
     assert forecast_training(config, Recorder()).started
+    other = replace(config, weights=run / "weights.safetensors")
+    for start in (run_training, forecast_training):
+        with pytest.raises(UsageError, match=r"(?s)other settings.*hash of the weights"):
+            start(other, Recorder())
     files = [*(tmp_path / "run" / "checkpoints").iterdir(), tmp_path / "run/weights.safetensors"]
     assert forecast.disk_bytes == pytest.approx(sum(f.stat().st_size for f in files), rel=0.1)
+
+
+def test_a_dry_run_refuses_the_folder_of_another_run(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"kind": "finetune"}')
+    with pytest.raises(UsageError, match="contains a fine-tuning, not a training"):
+        forecast_training(tiny_unet(data, tmp_path / "run"), Recorder())
+
+
+def test_weights_and_random_weights_exclude_each_other(data: Path, tmp_path: Path) -> None:
+    config = tiny_unet(data, tmp_path / "run", weights=tmp_path / "a.pth", untrained=True)
+    with pytest.raises(UsageError, match=r"a.pth` and `--untrained` exclude each other"):
+        plan_training(config, Recorder())
 
 
 def test_text_and_json_contain_the_same_forecast(data: Path, tmp_path: Path) -> None:
