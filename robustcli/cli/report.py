@@ -64,6 +64,12 @@ def command(
     failures = _failed_gates(runs, out, fail_under, fail_drop)
     # The report of several seeds links to those in their folders: `--out` is for one over them.
     zoo = out is not None and (len(runs) > 1 or run_kind(runs[0]) == "seeds")
+    if zoo and html_samples is not None:
+        raise UsageError(
+            "`--html-samples` has no effect on a report over several trainings.",
+            "It contains no photos; those of each training do.",
+            "Omit `--html-samples`, or omit `--out` to write the report of each training.",
+        )
     if form is not None or file is not None:
         _print_document(runs, out, form, file, html_samples, zoo=zoo, as_json=as_json, quiet=quiet)
     else:
@@ -124,7 +130,7 @@ def _failed_gates(
     runs: Sequence[Path], out: Path | None, fail_under: Sequence[str], fail_drop: Sequence[str]
 ) -> list[GateError]:
     """Errors of the runs that break a gate; every gate must apply to every run."""
-    from robustcli.evaluation.gates import gate_error, judge_run, parse_gates
+    from robustcli.evaluation.gates import check_run, gate_error, judge, parse_gates
     from robustcli.reports.pages import run_kind
 
     gates = parse_gates(fail_under, fail_drop)
@@ -143,7 +149,8 @@ def _failed_gates(
                 "Gates are limits for the scores of evaluations.",
                 f"Pass the folder of the evaluation, such as `{_evaluation_in(run)}`.",
             )
-    records = {run: judge_run(run, gates) for run in runs}
+    scopes = {run: check_run(run, gates) for run in runs}  # all, before the first is written
+    records = {run: judge(run, gates, scope) for run, scope in scopes.items()}
     return [gate_error(run, record) for run, record in records.items() if not record.passed]
 
 
@@ -174,6 +181,12 @@ def _print_document(
             f"`--html-samples` and `--format {form}` cannot be used together.",
             "Only report.html contains photos, and this format does not write it.",
             "Omit `--html-samples`.",
+        )
+    if out is not None and not zoo and chosen not in ("html", "markdown"):
+        raise UsageError(
+            f"`--out` and `--format {form}` cannot be used together for one run.",
+            "The document is not written into a folder, and contains no links to files in it.",
+            "Omit `--out`; `--file FILE` writes the document into a file.",
         )
     if len(runs) > 1 and out is None:
         raise UsageError(

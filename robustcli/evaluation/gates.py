@@ -300,8 +300,8 @@ def judge(run: Path, gates: Sequence[Gate], scope: GateScope) -> GatesRecord:
     return record
 
 
-def judge_run(run: Path, gates: Sequence[Gate]) -> GatesRecord:
-    """`judge` for all models and cells of a stored run.
+def check_run(run: Path, gates: Sequence[Gate]) -> GateScope:
+    """Checks that `judge` can compare all models and cells of a stored run; returns them.
 
     Raises:
         UsageError: The folder contains no evaluation, or a gate does not apply to it.
@@ -320,7 +320,7 @@ def judge_run(run: Path, gates: Sequence[Gate]) -> GatesRecord:
     for model in scope.models:
         for cell in scope.cells:  # files of a complete run can be lost, such as by an upload
             reader.check_complete(model, cell, reader.store.rows(model, cell, scope.task, _IDS))
-    return judge(run, gates, scope)
+    return scope
 
 
 def read_gates(run: Path) -> GatesRecord | None:

@@ -212,8 +212,8 @@ def _of_run(
     tolerance = COMPARISONS[record.task].tolerance(record.precision, "cpu", "cpu")
     check = EvaluationCheck(run, record.task, record.status, tolerance)
     check_code(stored, models, verify)
-    items = find_images(stored, models, verify, check)
-    known = find_transforms(stored, verify, check)
+    items, dataset = find_images(stored, models, verify, check)
+    known = find_transforms(stored, dataset, verify, check)
     cells = _chosen_cells(config, run, name, record, known, listener)
     recorded = next(model for model in record.models if model.name == name)
     request = models.requests[record.models.index(recorded)]

@@ -34,6 +34,11 @@ from robustcli.data.download import file_sha256
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.look_up import EVALUATION_TASKS
+from robustcli.evaluation.published_corruptions import (
+    PublishedCorruption,
+    bind_published,
+    find_published,
+)
 from robustcli.evaluation.record import RunRecord
 from robustcli.evaluation.store import INPUT_SCHEMA, Store
 from robustcli.tasks.base import ORIGINAL, Row, Task, measure
@@ -51,6 +56,11 @@ SAMPLE = 8
 _WHERE_NOW = (
     "Pass their new location: `--data DIR` (and `--label-space FILE` or `--labels FILE` if the "
     "run used them and they were moved)."
+)
+_BENCHMARK_WHERE_NOW = (
+    "Restore the benchmark at the path that `--published` has in the command of the run "
+    "(`run.json`); a relative path is relative to the current directory. A run of Python or of a "
+    "study file does not name it, and cannot be verified."
 )
 
 
@@ -169,8 +179,8 @@ class StoredRows:
 
 def find_images(
     stored: StoredRows, models: RecordedModels, config: VerifyConfig, check: EvaluationCheck
-) -> dict[str, Sample]:
-    """The images of the run by id.
+) -> tuple[dict[str, Sample], Dataset | None]:
+    """The images of the run by id, and as a data set with their classes (None for masks).
 
     Raises:
         MachineError: The images are not on this machine, or differ in content or classes.
@@ -207,7 +217,8 @@ def find_images(
         )
     run_images = {name: images[name] for name in sorted(ids) if name in images}
     _check_contents(stored, run_images, place, check)
-    return run_images
+    samples = tuple(run_images.values())
+    return run_images, data.dataset and replace(data.dataset, samples=samples)
 
 
 def _check_contents(
@@ -336,6 +347,12 @@ class RecordedModels:
     def _first_request(self, model: ModelRecord) -> ModelRequest:
         requests = list(self._requests_for(model))
         if not _foreign_source(model):
+            # Files of `--weights` can be those of other models, with other classes. A training that
+            # moved leaves a request for its name, which is not in the catalogue.
+            trained = model.pretraining.startswith("trained here")
+            is_unsure = self.config.weights or (trained and requests[0].weights is None)
+            if is_unsure and self._changed_weights(model) is None:
+                return self._found(model)[0]
             return requests[0]
         errors: list[RobustError] = []
         others: list[ModelRequest] = []  # with another digest, which `_load` reports
@@ -358,6 +375,19 @@ class RecordedModels:
             "with `--weights FILE`.",
         ) from errors[0]
 
+    def unused_options(self) -> Iterator[str]:
+        """Yields a note for each option of the verification that has no effect on this run."""
+        used = {str(value) for r in self.requests for value in (r.weights, r.name)}
+        for file in self.config.weights:
+            if str(file) not in used:
+                yield f"`--weights {file}` was not used: no model of the run has these weights"
+        if self.config.plugins and not _plugins_of(self.record):
+            yield "`--plugin` was not used: the run has no transforms of a plugin"
+        if self.config.label_space and all(r.label_space is None for r in self.requests):
+            yield "`--label-space` was not used: the models of the run name their classes"
+        if self.config.labels and self.record.task == "seg":
+            yield "`--labels` was not used: the images of the run have masks"
+
     def loaded(self, names: set[str], check: EvaluationCheck) -> dict[str, Model]:
         """Loads the models `names`, with the recorded weights and preprocessing.
 
@@ -376,6 +406,14 @@ class RecordedModels:
         if changed_weights is not None:
             check.differences.append(changed_weights)
             return None
+        return _with_recorded_preprocessing(self._found(model)[1], model)
+
+    def _found(self, model: ModelRecord) -> tuple[ModelRequest, Model]:
+        """The request that loads the recorded weights of `model`, and the loaded model.
+
+        Raises:
+            MachineError: The weights are not on this machine.
+        """
         attempts = []
         for request in self._requests_for(model):
             try:
@@ -387,7 +425,7 @@ class RecordedModels:
                 continue
             digest = loaded.facts.weights_sha256
             if digest == model.weights_sha256:
-                return _with_recorded_preprocessing(loaded, model)
+                return request, loaded
             attempts.append(
                 f"`{request.weights or request.name}` has weights with the digest {digest[:16]}..."
             )
@@ -501,26 +539,34 @@ def _with_recorded_preprocessing(model: Any, record: ModelRecord) -> Model:
 
 
 def find_transforms(
-    stored: StoredRows, config: VerifyConfig, check: EvaluationCheck
+    stored: StoredRows, dataset: Dataset | None, config: VerifyConfig, check: EvaluationCheck
 ) -> dict[Cell, TransformCell]:
     """The cells of the run; adds those with changed transform parameters to `check` instead.
+
+    Published corruptions are read from the folders that the run's commands name; `dataset` contains
+    their clean images.
 
     Raises:
         MachineError: A transform is not on this machine.
     """
     plugins = config.plugins or (_recorded_plugins(stored.record) if config.run_code else ())
+    is_published = any(t.family == "published" for t in stored.record.transforms)
+    published = _recorded_published(stored) if is_published else ()
     cells = {}
     for recorded in stored.record.transforms:
         cell = Cell(recorded.name, recorded.severity)
+        severities = (recorded.severity,) if recorded.severity else None
         try:
-            resolved = resolve_transforms(
-                (recorded.name,), (recorded.severity,) if recorded.severity else None, plugins
-            )
+            resolved = resolve_transforms((recorded.name,), severities, plugins, published)
+            resolved = list(bind_published(resolved, dataset).values())
         except RobustError as error:
+            of_benchmark = recorded.family == "published"
             raise MachineError(
                 f"The transform `{recorded.name}` of `{stored.run}` was not found: {error.what}",
                 error.why,
-                "Pass the file that defines it: `--plugin FILE`.",
+                _BENCHMARK_WHERE_NOW
+                if of_benchmark
+                else "Pass the file that defines it: `--plugin FILE`.",
             ) from error
         by_cell = {Cell(c.transform.name, c.severity): c for c in resolved}
         resolved_cell = by_cell.get(cell)
@@ -535,6 +581,23 @@ def find_transforms(
         else:
             cells[cell] = resolved_cell
     return cells
+
+
+def _recorded_published(stored: StoredRows) -> tuple[PublishedCorruption, ...]:
+    """The corruptions in the folders of `--published` of the run's commands.
+
+    Raises:
+        MachineError: A folder is missing or contains none.
+    """
+    folders = dict.fromkeys(map(Path, _values_in(stored.record.command, "--published")))
+    try:
+        return find_published(tuple(folders))
+    except UsageError as error:
+        raise MachineError(
+            f"The published images of `{stored.run}` were not found: {error.what}",
+            error.why,
+            _BENCHMARK_WHERE_NOW,
+        ) from error
 
 
 def check_code(stored: StoredRows, models: RecordedModels, config: VerifyConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,8 @@ def test_documents_hold_the_numbers_of_the_results(robust: Robust, run: Path) ->
         (("--format", "csv", "--json"), "cannot be used together"),
         (("other", "--format", "csv"), "writes the document of one run; got 2 runs"),
         (("--format", "csv", "--html-samples", "1"), "`--html-samples` and `--format csv` cannot"),
+        (("--format", "csv", "--out", "copy"), "`--out` and `--format csv` cannot"),
+        (("other", "--out", "zoo", "--html-samples", "1"), "`--html-samples` has no effect"),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -201,6 +204,16 @@ def test_options_that_do_not_go_together(
     outcome = robust("report", "run", *arguments)
     assert (outcome.code, outcome.out) == (2, "")
     assert named in outcome.err
+
+
+def test_a_gate_that_one_run_refuses_changes_no_other_run(
+    robust: Robust, run: Path, tmp_path: Path
+) -> None:
+    build_run(tmp_path / "other", replace(PLAN, transforms=(IDENTITY,)))
+    outcome = robust("report", "run", "other", "--fail-drop", "50")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "has no matching result" in outcome.err
+    assert not (run / "gates.json").exists()
 
 
 def test_a_name_is_no_formula_in_a_spreadsheet(robust: Robust, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from robustcli.evaluation.gates import (
     GateScope,
     GatesRecord,
     check_gates,
+    check_run,
     gate_error,
-    judge_run,
+    judge,
     parse_gates,
     read_gates,
 )
@@ -41,7 +42,8 @@ def run(tmp_path: Path) -> Path:
 
 
 def gate_results(run: Path, *gates: str, drop: tuple[str, ...] = ()) -> GatesRecord:
-    return judge_run(run, parse_gates(gates, drop))
+    parsed = parse_gates(gates, drop)
+    return judge(run, parsed, check_run(run, parsed))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,8 +26,9 @@ from robustcli.data.sources import Masks, open_dataset
 from robustcli.evaluation.evaluate import evaluate
 from robustcli.verification.recorded_run import VerifyConfig
 from robustcli.verification.verification import Verification, verify
+from tests.data.published_files import write_tree
 from tests.evaluation.cells import OTSU, make_pairs, make_training
-from tests.evaluation.photos import config, make_photos
+from tests.evaluation.photos import CLASSES, config, make_photos
 
 BLOCK = "predictions/model=vmamba-pico/transform=additive_gaussian_noise/severity=0"
 
@@ -345,3 +347,46 @@ def test_a_run_with_several_plugins_is_reproduced(photos: Path, tmp_path: Path) 
         checked(run)
     assert differences_of(run, run_code=True) == []
     assert differences_of(run, **plugins) == []
+
+
+def test_published_images_are_read_from_the_folder_of_the_runs_command(
+    photos: Path, tmp_path: Path
+) -> None:
+    names = [f"{name}/{number}.png" for name in CLASSES for number in range(3)]
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    tree = write_tree(tmp_path / "c", {("fog", 1, name): pixels for name in names})
+    typed = f"robust eval --published {tree}"
+    settings = {"published": (tree,), "command": typed}
+    run = evaluate(config(photos / "data", tmp_path / "run", "published/*", **settings))
+    assert differences_of(run) == []
+    Image.fromarray(255 - pixels).save(tree / "fog" / "1" / names[0])
+    assert ("parameters", "parameters of the transform", None) in differences_of(run)
+    tree.rename(tmp_path / "moved")
+    with pytest.raises(MachineError, match=r"(?s)published images .* not found.*Restore the bench"):
+        checked(run)
+
+
+def test_moved_files_that_the_run_does_not_use_are_named(
+    photos: Path, run: Path, segmenters: Path, tmp_path: Path
+) -> None:
+    weights = segmenters / "weights.safetensors"
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from robustcli.transforms import transform\n\n@transform()\n"
+        "def unused(image, rng, value):\n    return image\n"
+    )
+    labels = tmp_path / "labels.csv"
+    (check,) = checked(run, weights=(weights,), plugins=(plugin,)).checks
+    assert [difference.place for difference in check.differences] == []
+    unused = [note.partition(" was not used")[0] for note in check.notes]
+    assert unused == [f"`--weights {weights}`", "`--plugin`"]
+    (check,) = checked(segmenters / "test", label_space="cifar10", labels=labels).checks
+    assert [note.split()[0] for note in check.notes] == ["`--label-space`", "`--labels`"]
+
+
+def test_a_training_that_moved_is_named_by_its_weights(segmenters: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(segmenters / "test", tmp_path / "run"))
+    moved = segmenters.rename(tmp_path / "moved")
+    with pytest.raises(MachineError, match="The weights of `net` were not found"):
+        checked(run)
+    assert checked(run, weights=(moved,)).reproduced
