@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,8 +34,9 @@ from robustcli.tasks.base import Data, Task
 from robustcli.tasks.classification import ClassificationTask
 from robustcli.tasks.record import ModelRecord
 from robustcli.tasks.segmentation import SegmentationTask
-from robustcli.transforms.base import Cell
-from robustcli.transforms.registry import TransformCell, resolve_transforms
+from robustcli.transforms.base import Cell, Transform
+from robustcli.transforms.plugins import from_file
+from robustcli.transforms.registry import IDENTITY, TransformCell, resolve_transforms
 
 EVALUATION_TASKS: dict[str, type[Task[Any]]] = {
     task.name: task for task in (ClassificationTask, SegmentationTask)
@@ -157,6 +158,8 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     config = task.with_defaults(config, listener)
     if note := unused_gpu(config.device, device):
         listener.say(note)
+    for note in _without_effect(config, [cell.transform for cell in cells]):
+        listener.say(note)
     data = task.open(config, listener)
     run = config.directory(f"{data.record.digest} {data.record.contents}")
     check_folder(run)
@@ -166,6 +169,25 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     config = replace(config, models=called(config.models, names, usual_names, listener.say))
     by_cell = bind_published(cells, data.dataset)
     return Evaluation(config, task, data, by_cell, names, device, run, gates)
+
+
+def _without_effect(config: EvalConfig, transforms: Sequence[Transform]) -> Iterator[str]:
+    """Yields a note for each option about transforms that none of `transforms` uses."""
+    names = {transform.name for transform in transforms}
+    sources: list[tuple[str, Path, Sequence[Transform]]] = [
+        *(("--plugin", path, from_file(path)) for path in config.plugins),
+        *(("--published", path, find_published((path,))) for path in config.published),
+    ]
+    for option, path, defined in sources:
+        if names.isdisjoint(transform.name for transform in defined):
+            listed = ", ".join(f"`{transform.name}`" for transform in defined[:3])
+            more = f" and {len(defined) - 3} more" if len(defined) > 3 else ""
+            yield (
+                f"`{option} {path}` has no effect: no `--transform` selects one of its transforms "
+                f"({listed}{more})."
+            )
+    if config.severities and all(transform == IDENTITY for transform in transforms):
+        yield "`--severity` has no effect: only untransformed images (`identity`) are evaluated."
 
 
 def _recorded(run: Path) -> Sequence[ModelRecord]:

@@ -227,6 +227,7 @@ def find_published(folders: Sequence[Path]) -> tuple[PublishedCorruption, ...]:
         UsageError: A folder contains no corruptions, or two corruptions have the same name.
     """
     by_name: dict[str, PublishedCorruption] = {}
+    folder_of: dict[str, Path] = {}
     for folder in folders:
         corruptions = sorted(_corruptions(folder), key=lambda pair: pair[0])
         if not corruptions:
@@ -236,9 +237,10 @@ def find_published(folders: Sequence[Path]) -> tuple[PublishedCorruption, ...]:
             if key in by_name:
                 raise UsageError(
                     f"The corruption `{name}` was found twice.",
-                    f"It is in `{by_name[key].pictures}` and in `{pictures}`.",
+                    f"It is in `{folder_of[key]}` and in `{folder}`.",
                     "Pass only one of these folders with `--published`.",
                 )
+            folder_of[key] = folder
             by_name[key] = PublishedCorruption(
                 name=PUBLISHED_PREFIX + name, family="published", geometric=False, replaces=True,
                 severities=pictures.severities, ranged=False, pictures=pictures,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -31,7 +32,8 @@ from robustcli.tasks.classification import ClassificationTask
 from robustcli.tasks.record import ModelRecord
 from robustcli.tasks.segmentation import SegmentationTask
 from robustcli.transforms.base import CLEAN
-from tests.evaluation.photos import CROP32, config, make_photos
+from tests.data.published_files import write_tree
+from tests.evaluation.photos import CLASSES, CROP32, config, make_photos
 from tests.training.runs import TINY_VMAMBA, Recorder
 
 
@@ -240,3 +242,26 @@ def test_a_forecast_counts_downloads_by_any_spelling(tmp_path, monkeypatch):
     monkeypatch.setattr(forecasts, "_trial_models", lambda _: {})  # sizes of the catalogue
     assert megabytes("Vim_T") == pytest.approx(28.6, abs=0.1)
     assert megabytes("vim-t", untrained=True) == 0
+
+
+def test_options_about_transforms_that_are_not_selected_are_announced(tmp_path):
+    data = make_photos(tmp_path / "photos", per_class=1)
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    tree = write_tree(tmp_path / "c", {("fog", 1, f"{name}/0.png"): pixels for name in CLASSES})
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from robustcli.transforms import transform\n\n@transform()\n"
+        "def unused(image, rng, value):\n    return image\n"
+    )
+    options = {"plugins": (plugin,), "published": (tree,), "severities": (1,)}
+
+    def announced(*names):
+        listener = Recorder()
+        look_up(config(data, tmp_path / "run", *names, **options), listener)
+        return [line.partition(" has no effect")[0] for line in listener.lines]
+
+    ignored = [f"`--plugin {plugin}`", f"`--published {tree}`", "`--severity`"]
+    assert announced("identity") == ignored
+    assert announced("c_fog") == ignored[:2]
+    options["severities"] = None
+    assert announced("unused", "published/*") == []

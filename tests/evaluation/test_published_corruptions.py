@@ -267,8 +267,9 @@ def test_a_benchmark_that_is_named_as_data_says_where_it_belongs(tmp_path, cifar
 def test_two_corruptions_of_one_name_are_refused(tmp_path):
     write_tree(tmp_path / "a", pictures(NOISE))
     write_tree(tmp_path / "b", pictures(NOISE))
-    with pytest.raises(UsageError, match="`gaussian_noise` was found twice"):
+    with pytest.raises(UsageError, match="`gaussian_noise` was found twice") as caught:
         find_published([tmp_path / "a", tmp_path / "b"])
+    assert f"It is in `{tmp_path / 'a'}` and in `{tmp_path / 'b'}`." in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["published", "published/*", "published_fog", "published/fog"])
