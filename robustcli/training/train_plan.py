@@ -34,7 +34,7 @@ from robustcli.core.machine import check_opencv, versions
 from robustcli.core.names import canonical, counted
 from robustcli.core.rundir import check_folder, has_record
 from robustcli.data.sources import check_data_exists
-from robustcli.data.splits import take
+from robustcli.data.splits import SPLITS, take
 from robustcli.evaluation.device import device_name, unused_gpu
 from robustcli.models.ablation import has_scan, no_scan, removed_parameters, scan_blocks
 from robustcli.models.architectures import ARCHITECTURES
@@ -312,6 +312,10 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
         for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test))
     )
     listener.say(f"{task.protocol_words(config)}: {counts} ({splits.train.subset}).")
+    if config.split_seed is not None and config.limit is None and _has_fixed_split(plan):
+        why = "protocol `paper`" if config.protocol == "paper" else "the data set"
+        option = f"`--split-seed {config.split_seed}`"
+        listener.say(f"{option}: no effect, because {why} defines the split.")
     listener.say(describe_recipe(plan.recipe))
     faults = task.start_faults(plan)
     if faults:
@@ -328,6 +332,12 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
             f"The batch norm of `{plan.entry.name}` cannot be trained with a last batch of one "
             f"image: the last batches of an epoch have {shown} images instead."
         )
+
+
+def _has_fixed_split(plan: TrainPlan) -> bool:
+    """Whether the split into training, validation and test images depends on no seed."""
+    defined = {sample.split for sample in plan.index.samples}
+    return plan.config.protocol == "paper" or defined.issuperset(SPLITS)
 
 
 def _ablated_words(plan: TrainPlan) -> str:

@@ -102,6 +102,17 @@ def test_text_and_json_contain_the_same_forecast(data: Path, tmp_path: Path) -> 
     assert "train 11 images of 11 images" in text
 
 
+def test_a_seed_of_a_split_that_depends_on_none_is_named(data: Path, tmp_path: Path) -> None:
+    def is_named(**overrides: Any) -> bool:
+        listener = Recorder()
+        plan_training(tiny_unet(data, tmp_path / "run", split_seed=5, **overrides), listener)
+        return any("`--split-seed 5`: no effect" in line for line in listener.lines)
+
+    assert is_named(protocol="paper")
+    assert not is_named(protocol="paper", limit=12)  # it selects the images
+    assert not is_named()
+
+
 def test_weights_of_imagenet_are_not_needed_for_it(data: Path, tmp_path: Path) -> None:
     config = tiny_unet(
         data, tmp_path / "run", model="resnet18_seg", model_args={}, window=64, batch_size=1
