@@ -15,10 +15,11 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 from scipy.stats import norm, t
 from tabulate import tabulate
 
-from robustcli.metrics.class_scores import BINS, _bins, ece_interval
+from robustcli.metrics.class_scores import BINS, _bins, ece_interval, macro_f1_with_interval
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
 from robustcli.metrics.paired import sign_flip_p
 
@@ -42,6 +43,7 @@ DIFFERENCES: dict[str, Draw] = {
 
 
 IMAGES = (10, 20, 50, 100, 200, 500)
+CLASSES, PER_CLASS = (3, 10, 100), (5, 10, 20, 50)
 Accuracy = Callable[[FloatArray], FloatArray]
 CALIBRATIONS: dict[str, tuple[Draw, Accuracy]] = {
     "calibrated": (lambda g, shape: g.uniform(0.5, 1, shape), lambda c: c),
@@ -88,6 +90,30 @@ def covers_error(draw: Draw, accuracy: Accuracy, images: int, trials: int) -> fl
     return covered / trials
 
 
+def covers_f1(classes: int, images_per_class: int, trials: int) -> float:
+    """The share of intervals of the macro F1 that contain that of infinitely many images.
+
+    The accuracy of each class is Beta(8, 2); its errors are unequally distributed over the others.
+    """
+    generator, covered = np.random.default_rng(classes), 0
+    answers = np.empty((classes, classes))
+    for k, right in enumerate(generator.beta(8, 2, classes)):
+        wrong = (1 - right) * generator.dirichlet(np.full(classes - 1, 0.5))
+        answers[k] = np.insert(wrong, k, right)
+    true = float((2 * np.diag(answers) / (1 + answers.sum(axis=0))).mean())
+    cumulative, images = answers.cumsum(axis=1), classes * images_per_class
+    for _ in range(trials):
+        targets = generator.integers(classes, size=images)
+        drawn = generator.random(images)
+        predictions = (drawn[:, None] > cumulative[targets]).sum(axis=1).clip(max=classes - 1)
+        rows = pd.DataFrame({"target": targets, "prediction": predictions})
+        scores = macro_f1_with_interval(rows, Bootstrap(0))
+        assert scores is not None
+        if scores.f1_low is not None and scores.f1_high is not None:
+            covered += scores.f1_low <= true <= scores.f1_high
+    return covered / trials
+
+
 def wider(groups: int) -> float:
     """By what factor the interval is wider than plain percentiles, if means are normal."""
     return math.sqrt(groups / (groups - 1)) * float(t.ppf(0.975, groups - 1) / norm.ppf(0.975))
@@ -112,6 +138,10 @@ def main() -> None:
     table = [[n, *(covers_error(*c, n, trials // 10) for c in CALIBRATIONS.values())]
              for n in IMAGES]  # fmt: skip
     print(tabulate(table, ["images", *CALIBRATIONS], "github", floatfmt=".2f"), end="\n\n")
+    print("Coverage of 95 % intervals of the macro F1, by images per class:\n")
+    table = [[n, *(covers_f1(c, n, trials // 20) for c in CLASSES)] for n in PER_CLASS]
+    heads = ["images per class", *(f"{c} classes" for c in CLASSES)]
+    print(tabulate(table, heads, "github", floatfmt=".2f"), end="\n\n")
     widths = ", ".join(f"{wider(n):.2f} for {n}" for n in sorted((*GROUPS, 7, 9, 11, 18, 37, 180)))
     print(f"Width relative to plain percentiles, by groups: {widths}.\n")
     table = [[n, *(false_positives(d, n, trials) for d in DIFFERENCES.values())] for n in GROUPS]

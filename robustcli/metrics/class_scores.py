@@ -173,11 +173,16 @@ def macro_f1(targets: ClassIndices, predictions: ClassIndices) -> float:
     return sum(line.f1 for line in outcomes) / len(outcomes) if outcomes else float("nan")
 
 
+FEWEST_PER_CLASS = 5
+"""Smallest number of images per class, on average, for an interval of the macro F1. With fewer, the
+macro F1 itself is too low, often by more than any interval (`benchmarks/intervals.py`)."""
+
+
 @dataclass(frozen=True)
 class MacroF1:
     """The macro F1 of `n` images with its 95 % bootstrap interval.
 
-    The interval is None for fewer than `FEWEST_UNITS` images.
+    The interval is None for fewer than `FEWEST_UNITS` images, or `FEWEST_PER_CLASS` per class.
     """
 
     n: int
@@ -194,15 +199,26 @@ def macro_f1_with_interval(rows: pd.DataFrame, bootstrap: Bootstrap) -> MacroF1 
     images by pair of true and predicted class. A class without images and predictions in a resample
     is excluded from the mean of that resample.
 
-    Source: B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
+    Few images of a class make its F1 too low: that of the images by up to as much as that of the
+    resamples is lower once more. The lower end is corrected for the second bias, the upper end for
+    both.
+
+    Source: B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap, 1993, sections 10.2 (bias)
+    and 13.3 (percentiles).
     """
     n = len(rows)
     if not n:
         return None
     targets, predictions = (rows[name].to_numpy(int) for name in ("target", "prediction"))
     value = macro_f1(targets, predictions)
+    classes = len(np.union1d(targets, predictions))
     draws = _resampled_f1(targets, predictions, bootstrap)
-    return MacroF1(n, value, *both_ends(bootstrap.ends(draws, n, SHARES)))
+    ends = bootstrap.ends(draws, n, SHARES) if n >= FEWEST_PER_CLASS * classes else None
+    if ends is None:
+        return MacroF1(n, value, None, None)
+    bias = max(0.0, value - float(draws.mean()))
+    low, high = min(value, ends.low + bias), max(value, ends.high + 2 * bias)
+    return MacroF1(n, value, low, min(1.0, high))
 
 
 def _resampled_f1(

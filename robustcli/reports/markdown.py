@@ -22,7 +22,7 @@ from markupsafe import Markup
 from tabulate import tabulate
 
 from robustcli.core.names import counted, printable, unknown_spread
-from robustcli.metrics.class_scores import FEWEST_CALIBRATED
+from robustcli.metrics.class_scores import FEWEST_CALIBRATED, FEWEST_PER_CLASS
 from robustcli.metrics.intervals import FEWEST_UNITS
 from robustcli.reports import numbers
 from robustcli.reports.findings import HEADS
@@ -97,6 +97,7 @@ def _environment() -> Environment:
         dash=numbers.MISSING,
         dice=DICE,
         fewest_calibrated=FEWEST_CALIBRATED,
+        fewest_per_class=FEWEST_PER_CLASS,
         fewest_units=FEWEST_UNITS,
         iou=IOU,
         relaxed=RELAXED,

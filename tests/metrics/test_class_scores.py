@@ -176,7 +176,7 @@ def test_without_images_there_is_no_f1() -> None:
     assert (single.n, single.f1_low, single.f1_high) == (1, None, None)
 
 
-def test_the_interval_is_that_of_resampled_images() -> None:
+def test_the_interval_is_that_of_resampled_images_without_bias() -> None:
     rows = answers()
     score = macro_f1_with_interval(rows, Bootstrap(0))
     random, resamples = np.random.default_rng(1), []
@@ -185,8 +185,32 @@ def test_the_interval_is_that_of_resampled_images() -> None:
         drawn = random.integers(0, len(rows), len(rows))
         resamples.append(macro_f1(target[drawn], prediction[drawn]))
     # The ends of 2,000 resamples vary with a standard deviation of about 0.002.
-    expected = np.percentile(resamples, [2.5, 97.5])
-    assert [score.f1_low, score.f1_high] == pytest.approx(expected.tolist(), abs=0.008)
+    low, high = np.percentile(resamples, [2.5, 97.5])
+    bias = score.f1 - np.mean(resamples)
+    assert bias > 0.003
+    assert [score.f1_low, score.f1_high] == pytest.approx([low + bias, high + 2 * bias], abs=0.008)
+
+
+def test_intervals_of_the_macro_f1_of_many_classes_contain_the_true_one() -> None:
+    """100 classes, of which 80 % of the images are right; the errors are in all other classes."""
+    random, covered = np.random.default_rng(0), 0
+    for _ in range(20):
+        target = random.integers(100, size=600)
+        wrong = (target + random.integers(1, 100, size=600)) % 100
+        prediction = np.where(random.random(600) < 0.8, target, wrong)
+        rows = pd.DataFrame({"target": target, "prediction": prediction})
+        score = macro_f1_with_interval(rows, Bootstrap(0))
+        assert score.f1_low <= score.f1 <= score.f1_high
+        covered += score.f1_low <= 0.8 <= score.f1_high
+    assert covered >= 18  # percentiles are too low
+
+
+@pytest.mark.parametrize(("images", "known"), [(14, False), (15, True)])
+def test_the_macro_f1_of_few_images_per_class_has_no_interval(images: int, known: bool) -> None:
+    target = np.arange(images) % 3
+    rows = pd.DataFrame({"target": target, "prediction": np.where(target == 2, 1, target)})
+    score = macro_f1_with_interval(rows, Bootstrap(0))
+    assert (score.f1_low is not None) == (score.f1_high is not None) == known
 
 
 def test_a_class_that_a_resample_lacks_is_no_part_of_its_mean() -> None:
