@@ -165,6 +165,7 @@ def _print_document(
     html_samples: int | None, *, zoo: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     from robustcli.core.io import write_text
+    from robustcli.reports.markdown import moved_page
     from robustcli.reports.render import REPORT_FORMATS, document, zoo_document
 
     chosen = next((suffix for suffix in REPORT_FORMATS if suffix == form), None)
@@ -201,6 +202,8 @@ def _print_document(
     if file is None:
         click.echo(content, nl=False)
         return
+    if chosen == "markdown":
+        content = moved_page(content, out or runs[0], file.parent)
     write_text(file, content)
     if not quiet:
         click.echo(f"Written: {file}", err=True)

@@ -137,6 +137,12 @@ def export(config: ExportConfig, listener: Listener | None = None) -> tuple[Expo
     for export_format in formats:
         check_packages(export_format)
     model = _of_size(load(config.model, offline=config.offline), config)
+    if isinstance(model, Segmenter) and config.model.label_space is not None:
+        raise UsageError(
+            "`--label-space` cannot be used with segmenters.",
+            f"The masks of `{model.facts.name}` have its own classes.",
+            "Omit it.",
+        )
     model.try_out()
     for note in model.notes:
         listener.say(note)
@@ -169,6 +175,12 @@ def export(config: ExportConfig, listener: Listener | None = None) -> tuple[Expo
 
 
 def _check_exportable(config: ExportConfig) -> None:
+    if config.opset != OPSET and "onnx" not in config.formats:
+        raise UsageError(
+            f"`--opset {config.opset}` cannot be used without `--format onnx`.",
+            "Only ONNX files have an operator set.",
+            "Omit it, or add `--format onnx`.",
+        )
     kind = foreign_kind(config.model)
     if kind in ("onnx", "torchscript"):
         raise UsageError(

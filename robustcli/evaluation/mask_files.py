@@ -390,11 +390,11 @@ def _write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_labels(out: Path, classes: Sequence[str]) -> Path:
-    """Writes `labels.json` into `out`, with the name and the colour of each index.
+def check_labels_file(out: Path, classes: Sequence[str]) -> tuple[Path, str]:
+    """Path and content of `labels.json` in `out`, with the name and the colour of each index.
 
     Raises:
-        UsageError: A file with other content exists.
+        UsageError: Masks of several classes are written, and a file with other content exists.
     """
     named = zip(classes, colours_of(len(classes)), strict=True)
     table = {
@@ -402,12 +402,18 @@ def _write_labels(out: Path, classes: Sequence[str]) -> Path:
         **{str(n): {"name": name, "colour": c} for n, (name, c) in enumerate(named, 1)},
     }
     path, content = out / LABEL_FILES[0], f"{json.dumps(table, indent=1, ensure_ascii=False)}\n"
-    if path.exists() and path.read_text(encoding="utf-8") != content:
+    if classes and path.exists() and path.read_text(encoding="utf-8") != content:
         raise UsageError(
             f"`{path}` already exists.",
             "Its classes differ from those of these masks.",
             "Choose another folder with `--out`.",
         )
+    return path, content
+
+
+def _write_labels(out: Path, classes: Sequence[str]) -> Path:
+    """Writes `labels.json` into `out`; raises UsageError if a file with other content exists."""
+    path, content = check_labels_file(out, classes)
     write_text(path, content)
     return path
 

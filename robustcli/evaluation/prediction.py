@@ -41,6 +41,7 @@ from robustcli.evaluation.forecast import download_bytes, duration_in_words, nee
 from robustcli.evaluation.look_up import EVALUATION_TASKS
 from robustcli.evaluation.mask_files import (
     PredictedMasks,
+    check_labels_file,
     has_mask,
     list_jobs,
     mask_tag,
@@ -186,7 +187,10 @@ def _task_and_device(
     for images in config.data:
         with errors:
             existing_path(images)
-    of_labels = {"--top": config.top is not None, "--csv": config.csv}
+    of_labels = {
+        "--top": config.top is not None, "--csv": config.csv,
+        "--label-space": config.model.label_space is not None,
+    }  # fmt: skip
     of_masks = {"--overlays": config.overlays, "--classes": config.mask_classes is not None}
     for flag, is_set in {"cls": of_masks, "seg": of_labels}.get(task or "", {}).items():
         if is_set:
@@ -415,6 +419,7 @@ def predict_forecast(config: PredictConfig, listener: Listener) -> PredictionFor
         jobs = selected_jobs(jobs, limit=config.limit, seed=config.seed, say=listener.say)
         tag, images = mask_tag(model), tuple(job.image for job in jobs)
         missing = [job.image for job in jobs if not has_mask(job, tag, fresh=config.fresh)]
+        check_labels_file(config.out, model.classes)
         existing = len(jobs) - len(missing)
         out, files = str(config.out), [counted(len(missing), "mask")]
         files += [counted(len(missing), "overlay")] if config.overlays else []

@@ -8,6 +8,7 @@ lines of a paragraph and aligns the columns of tables.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from functools import cache
 from inspect import isfunction
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -57,6 +58,21 @@ def from_template(template: str, **values: object) -> str:
         jinja2.UndefinedError: The template uses a name that is not in `values`.
     """
     return tidy(_environment().get_template(f"{template}.md.j2").render(values))
+
+
+def moved_page(page: str, folder: Path, place: Path) -> str:
+    """`page` of the folder `folder`, with links for a file in the folder `place`.
+
+    Only links to files that exist relative to `folder` are changed.
+    """
+
+    def moved(link: re.Match[str]) -> str:
+        target = folder / unquote(link[1])
+        if not target.exists():
+            return link[0]
+        return f"]({quote(Path(os.path.relpath(target.resolve(), place.resolve())).as_posix())})"
+
+    return re.sub(r"\]\(([^()\s]+)\)", moved, page)
 
 
 def template_environment(folder: Path, **settings: Any) -> Environment:

@@ -122,6 +122,12 @@ def _check_options(config: PublishConfig) -> None:
                 else "It is an option of model cards; trackers get all results of the run.",
                 "Omit it.",
             )
+    if config.dataset_id is None and config.task_id != PublishConfig.task_id:
+        raise UsageError(
+            "`--task-id` cannot be used without `--dataset-id`.",
+            "It is the task of that data set, and is only written to .eval_results.",
+            "Add `--dataset-id ORG/NAME`, or omit it.",
+        )
 
 
 def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) -> PublishResult:

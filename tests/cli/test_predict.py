@@ -329,6 +329,17 @@ def test_a_dry_run_of_masks(robust: Robust, photos: Path):
     assert "was computed by another model" in outcome.err
 
 
+def test_a_dry_run_refuses_the_classes_of_other_masks(robust: Robust, photos: Path):
+    Path("masks").mkdir()
+    Path("masks/labels.json").write_text("{}")
+    network = ("--model", "umamba-pico", "--untrained", "--model-arg", "num_classes=3")
+    options = ("predict", *network, "--classes", "1=a,2=b", "photos/b.png", "--out", "masks")
+    for typed in (options, (*options, "--dry-run")):
+        outcome = robust(*typed, "--device", "cpu")
+        assert outcome.code == 2
+        assert "labels.json` already exists" in outcome.err
+
+
 def test_the_function_predicts_as_the_command(photos: Path):
     labels = robustcli.predict("vmamba-pico", photos, top=2, device="cpu", limit=2)
     assert isinstance(labels, prediction.PredictedLabels)
@@ -350,6 +361,10 @@ def test_the_function_predicts_as_the_command(photos: Path):
         ((*PICO, "photos", "--overlays"), "`--overlays` cannot be used with"),
         (("predict", "--model", "umamba-pico", "photos", "--csv"), "`--csv` cannot be used with"),
         (("predict", "--model", "umamba-pico", "photos"), "`--out` is missing"),
+        (
+            ("predict", "--model", "otsu", "photos", "--out", "m", "--label-space", "cifar10"),
+            "`--label-space` cannot be used with",
+        ),
         ((*PICO, "nowhere"), "`nowhere` does not exist"),
         ((*PICO, "nowhere", "--overlays", "--classes", "1=a"), "3 settings are wrong"),
         (("predict", "--model", "picco", "nowhere", "--dry-run"), "2 settings are wrong"),

@@ -52,6 +52,9 @@ def test_what_is_refused(robust: Robust, tmp_path: Path) -> None:
     assert "Partial run" in card
     assert robust("publish", "nothing", "--to", "hub-card").code == 2
     assert robust("publish", "run", "--to", "elsewhere").code == 2
+    outcome = robust("publish", "run", "--to", "hub-card", "--task-id", "x")
+    assert outcome.code == 2
+    assert "`--task-id` cannot be used without `--dataset-id`" in outcome.err
 
 
 @pytest.mark.parametrize(

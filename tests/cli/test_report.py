@@ -177,7 +177,11 @@ def test_one_document_on_standard_output_or_in_a_file(robust: Robust, run: Path,
     assert (run / "report.md").exists() == (form in ("markdown", "html"))
     written = robust("report", "run", "--format", form, "--file", "out/x.txt")
     assert (written.code, written.out) == (0, "")
-    assert Path("out/x.txt").read_text() == outcome.out
+    expected = outcome.out
+    if form == "markdown":  # its links start at its own folder
+        expected = expected.replace("](figures/", "](../run/figures/")
+        assert "](../run/figures/" in expected
+    assert Path("out/x.txt").read_text() == expected
 
 
 def test_documents_hold_the_numbers_of_the_results(robust: Robust, run: Path) -> None:

@@ -312,6 +312,10 @@ def test_what_is_refused(classifier_file: Exported, tmp_path: Path, monkeypatch:
         exported(ModelRequest("otsu"), tmp_path)
     with pytest.raises(UsageError, match="does not have the suffix of torchscript"):
         exported(CLASSIFIER, tmp_path / "net.onnx")
+    with pytest.raises(UsageError, match="`--opset 17` cannot be used without `--format onnx`"):
+        exported(CLASSIFIER, tmp_path, opset=17)
+    with pytest.raises(UsageError, match="`--label-space` cannot be used with segmenters"):
+        exported(replace(SEGMENTER, label_space="cifar10"), tmp_path)
     monkeypatch.setattr(export_formats, "_ONNX_PACKAGES", ("onnx",))
     row = replace(export_formats.FORMATS["onnx"], packages=("no_such_package",))
     monkeypatch.setitem(export_formats.FORMATS, "onnx", row)
