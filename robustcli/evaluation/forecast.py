@@ -136,7 +136,10 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
     plan = _plan(evaluation)
     pieces = plan.missing()
     missing = sum(piece.forwards for piece in pieces)
-    models = _trial_models(evaluation) if missing else {}
+    continues = has_record(evaluation.run) and not config.fresh
+    models = _trial_models(evaluation) if missing or continues else {}
+    if continues:
+        _check_continues(evaluation, models)
     per_image = _seconds_per_image(evaluation, models) if missing else 0.0
     pool = evaluation.data.pool.images
     return Forecast(
@@ -218,8 +221,8 @@ def _plan(evaluation: Evaluation) -> EvaluationPlan:
     """The plan of the run; the rows of a run that will be discarded do not count as finished.
 
     Raises:
-        UsageError: The folder contains a run of other images or settings. The settings of models
-            are not compared, because most are known only after loading.
+        UsageError: The folder contains a run of other images or settings; `_check_continues`
+            compares the settings of models.
     """
     run, items, cells = evaluation.run, evaluation.data.items, tuple(evaluation.cells)
     size, views = evaluation.block_size, dict[str, str]()
@@ -231,6 +234,24 @@ def _plan(evaluation: Evaluation) -> EvaluationPlan:
         run = run / _NO_RUN
     measured = sorted({views.get(name, ORIGINAL) for name in evaluation.names})
     return EvaluationPlan(Store(run), items, cells, evaluation.names, tuple(measured), size)
+
+
+def _check_continues(evaluation: Evaluation, trial_models: Mapping[str, Model]) -> None:
+    """Raises UsageError if the run in the folder has other settings of the models.
+
+    Official weights are not compared: trial models have random weights instead.
+    """
+    recorded = {model.name: model for model in read_record(evaluation.run).models}
+    new, requests = new_record(evaluation, trial_models), evaluation.config.models
+    models = []
+    for model, request in zip(new.models, requests, strict=True):
+        old = recorded.get(model.name)
+        if model.untrained and old is not None:
+            untrained = request.untrained if foreign_kind(request) is None else old.untrained
+            changes = {"untrained": untrained, "weights_sha256": old.weights_sha256}
+            model = model.model_copy(update=changes)
+        models.append(model)
+    EVALUATION.check_continues(evaluation.run, new.model_copy(update={"models": models}))
 
 
 def _trial_models(evaluation: Evaluation) -> dict[str, Model]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -265,3 +265,25 @@ def test_options_about_transforms_that_are_not_selected_are_announced(tmp_path):
     assert announced("c_fog") == ignored[:2]
     options["severities"] = None
     assert announced("unused", "published/*") == []
+
+
+def test_a_forecast_refuses_other_settings_of_the_models_of_a_finished_run(tmp_path):
+    data = make_photos(tmp_path / "photos", per_class=1)
+
+    def settings(**changes):
+        models = (ModelRequest("vmamba-pico", **changes),)
+        return config(data, tmp_path / "run", "identity", models=models)
+
+    run = run_evaluation(settings(preprocessing={"resize": 40}))
+    known = forecasts.forecast(settings(preprocessing={"resize": 40}), Silent())
+    assert (known.predictions, known.predictions_there) == (4, 4)
+    for changes, named in (
+        ({}, "was resize=40, now it is resize=32"),
+        ({"preprocessing": {"resize": 40}, "untrained": True}, "`--untrained` was False"),
+    ):
+        with pytest.raises(UsageError, match=named):
+            forecasts.forecast(settings(**changes), Silent())
+        with pytest.raises(UsageError, match=r"`vmamba-pico`: .* was .*, now it is"):
+            run_evaluation(settings(**changes))
+    assert forecasts.forecast(replace(settings(), fresh=True), Silent()).predictions_there == 0
+    assert read_record(run).status == "complete"
