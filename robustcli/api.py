@@ -431,7 +431,7 @@ def explain(
         RunError: Some maps could not be computed; all others are kept.
     """
     from robustcli.adapters.foreign_files import borrowed
-    from robustcli.explanation.config import ExplainConfig
+    from robustcli.explanation.config import ExplainConfig, check_run_defines_model
     from robustcli.explanation.explaining import explain as run_explanation
 
     options = checked_arguments(
@@ -440,8 +440,19 @@ def explain(
             "data": data, "transforms": transforms, "images": images, "worst": worst,
             "class_name": class_name, "methods": methods, **options,
         },
-        taken=("models", "out", "source", "moved", "engine", "slurm", "address"),
+        taken=(
+            "models", "out", "source", "moved", "engine", "slurm", "address", "mask_class",
+            "fail_under", "fail_drop",
+        ),
     )  # fmt: skip
+    if run is not None:
+        check_run_defines_model(
+            run,
+            {
+                "model_args": model_args, "preprocessing": preprocessing, "untrained": untrained,
+                "classes": classes,
+            },
+        )  # fmt: skip
     requests = () if model is None else _requests(
         "explain", model, None if weights is None or run is not None else path_here(weights),
         model_args, preprocessing, options.get("label_space"), untrained, classes,

@@ -14,7 +14,6 @@ from robustcli.cli.shared_options import FILE, Numbers, as_json, offline, quiet,
 from robustcli.cli.stored_places import RunPlace
 from robustcli.cli.study import StudyCommand, config_option
 from robustcli.cli.terminal import ConsoleListener
-from robustcli.core.errors import UsageError
 from robustcli.core.ranks import ranks
 from robustcli.explanation.methods import METHODS
 
@@ -139,7 +138,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
 
 
 def _config(values: dict[str, Any]) -> ExplainConfig:
-    from robustcli.explanation.config import ExplainConfig
+    from robustcli.explanation.config import ExplainConfig, check_run_defines_model
 
     options.set_scan_backend(values)
     source: Path | None = values.pop("run")
@@ -151,14 +150,7 @@ def _config(values: dict[str, Any]) -> ExplainConfig:
             "--model-arg": request.arguments, "--untrained": request.untrained,
             **{f"--{key}": value for key, value in request.preprocessing.items()},
         }  # fmt: skip
-        for option, value in recorded.items():
-            if value:
-                raise UsageError(
-                    f"`{option}` cannot be used with a finished run.",
-                    f"`{source}` already contains the settings of its models and of their "
-                    "preprocessing.",
-                    "Omit it, or explain the model with `--model NAME` instead of the run.",
-                )
+        check_run_defines_model(source, recorded)
         moved = () if request.weights is None else (request.weights,)
         request = replace(request, weights=None)
     return ExplainConfig(

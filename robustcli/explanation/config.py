@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 
 from robustcli.core.arguments import Positive
+from robustcli.core.errors import UsageError
 from robustcli.core.names import file_name
 from robustcli.evaluation.config import EvalConfig
 
@@ -65,3 +67,14 @@ class ExplainConfig(EvalConfig):
         # `limit` counts images of the class.
         limit = None if self.class_name is not None else self.limit
         return EvalConfig(**{**shared, "out": out, "fresh": False, "limit": limit})
+
+
+def check_run_defines_model(run: str | Path, options: Mapping[str, object]) -> None:
+    """Raises UsageError if one of `options`, by name, is set, which the record of `run` defines."""
+    for option, value in options.items():
+        if value:
+            raise UsageError(
+                f"`{option}` cannot be used with a finished run.",
+                f"`{run}` already contains the settings of its models and of their preprocessing.",
+                "Omit it, or explain the model with `--model NAME` instead of the run.",
+            )

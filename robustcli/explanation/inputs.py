@@ -274,6 +274,9 @@ def _check_recorded(config: ExplainConfig, run: Path, record: RunRecord) -> None
     of_data = {
         "--split": config.split != "auto", "--foreground": config.foreground is not None,
         "--ignore": config.ignore is not None, "--classes": config.mask_classes is not None,
+        # Only in Python:
+        "--quick": config.quick, "--per-class": config.per_class is not None,
+        "--answers": config.answers != "auto", "--published": bool(config.published),
     }  # fmt: skip
     for option, is_set in of_data.items():
         if is_set:

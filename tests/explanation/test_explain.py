@@ -38,6 +38,7 @@ from robustcli.explanation.record import (
 from robustcli.metrics.explanation_scores import curve_area
 from robustcli.transforms.base import CLEAN, Cell
 from tests.adapters.files import vim_as_run
+from tests.builders import RunPlan, build_run, model
 from tests.evaluation.photos import PICO, config, make_photos
 from tests.explanation.networks import explained, small_vmamba
 from tests.training.runs import Recorder, recorded_training, tiny_classifier
@@ -375,6 +376,23 @@ def test_a_class_a_subset_and_what_does_not_exist(photos, tmp_path):
         with pytest.raises(UsageError, match=message):
             forecast(**changes)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"untrained": True}, "`untrained` cannot be used with a finished run"),
+        ({"model_args": {"dim": 8}}, "`model_args` cannot be used with a finished run"),
+        ({"preprocessing": {"crop": 24}}, "`preprocessing` cannot be used with a finished run"),
+        ({"per_class": 1}, "`--per-class` cannot be used with"),
+        ({"fail_under": "clean=90"}, "There is no argument `fail_under`"),
+        ({"mask_class": "cat"}, "There is no argument `mask_class`"),
+    ],
+)
+def test_the_function_refuses_what_has_no_effect(tmp_path, arguments, message):
+    build_run(tmp_path / "run", RunPlan(models=(model("vmamba-b"),), images=4))
+    with pytest.raises(UsageError, match=message):
+        robustcli.explain(run=tmp_path / "run", out=tmp_path / "out", **arguments)
 
 
 def test_a_dry_run_refuses_other_settings_in_an_existing_folder(explained_run, photos):
