@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from robustcli.core.errors import UsageError
-from robustcli.core.io import write_text
+from robustcli.core.io import read_csv, write_text
 from robustcli.core.listener import NamedListener, Silent
 from robustcli.evaluation.cell_table import table
 from robustcli.finetuning.finetune_plan import FinetunePlan
@@ -47,6 +47,7 @@ from robustcli.training.train_plan import make_step
 _WARM = 2
 """Untimed rounds at the start, which compile kernels and create the optimizer's state."""
 _RESAMPLES = 2_000
+_RATIOS = ("seconds_ratio", "seconds_ratio_low", "seconds_ratio_high")
 
 
 @dataclass(frozen=True)
@@ -143,22 +144,43 @@ def candidates(
 
 
 def run_sweep(plan: FinetunePlan, network: nn.Module, listener: NamedListener) -> None:
-    """Trains with each rule that is not finished yet, and writes `OUT/sweep.csv`."""
+    """Trains with each rule that is not finished yet, and writes `OUT/sweep.csv`.
+
+    The steps of rules that this file contains are not timed again.
+    """
     rules = _candidates(plan, network)
     runs = [_trained(plan, candidate, listener) for candidate in rules]
+    lines = pd.DataFrame(
+        [_line(plan, candidate, run) for candidate, run in zip(rules, runs, strict=True)],
+        columns=list(SWEEPS[plan.entry.task]),
+    )
     listener.begin("sweep")
+    if _is_timed(plan.run / SWEEP_FILE, lines):
+        listener.say(f"`{plan.run / SWEEP_FILE}` is already finished.")
+        listener.begin("")
+        return
     listener.say(
         f"Timing steps with {len(rules)} rules, alternating with steps without frozen tensors."
     )
     lit_module = plan.training.task.lit_module(plan.training, network)
     size, device = plan.training.recipe.batch_size, plan.training.machine.device
     ratios = seconds_ratios(lit_module, [candidate.frozen for candidate in rules], size, device)
-    lines = [_line(plan, *row) for row in zip(rules, ratios, runs, strict=True)]
-    text = pd.DataFrame(lines, columns=list(SWEEPS[plan.entry.task])).to_csv(
-        index=False, lineterminator="\n"
-    )
-    write_text(plan.run / SWEEP_FILE, text)
+    lines[list(_RATIOS)] = [[ratio.median, ratio.low, ratio.high] for ratio in ratios]
+    write_text(plan.run / SWEEP_FILE, _as_text(lines))
     listener.begin("")
+
+
+def _as_text(lines: pd.DataFrame) -> str:
+    return lines.to_csv(index=False, lineterminator="\n")
+
+
+def _is_timed(file: Path, lines: pd.DataFrame) -> bool:
+    """Whether `file` contains `lines`, with the time of each."""
+    if not file.is_file():
+        return False
+    times = read_csv(file).reindex(columns=list(_RATIOS))
+    known = lines.assign(**times) if len(times) == len(lines) else lines
+    return not times.isna().any(axis=None) and _as_text(known) == file.read_text(encoding="utf-8")
 
 
 def help_sweep(plan: FinetunePlan, network: nn.Module, helped: Path) -> None:
@@ -208,7 +230,8 @@ def name_of(rule: FreezeRule) -> str:
     return f"{rule.scope}-{rule.kind}{relative}-{value}"
 
 
-def _line(plan: FinetunePlan, candidate: Candidate, ratio: Ratio, run: Path) -> dict[str, object]:
+def _line(plan: FinetunePlan, candidate: Candidate, run: Path) -> dict[str, object]:
+    """The columns of SWEEPS except for `_RATIOS`."""
     rule, scores = candidate.rule, table(run / "test").iloc[0]
     names = SWEEPS[plan.entry.task][-3:]
     return {
@@ -218,9 +241,6 @@ def _line(plan: FinetunePlan, candidate: Candidate, ratio: Ratio, run: Path) -> 
         "change": rule.change,
         "pattern": rule.pattern,
         "frozen_share": candidate.share,
-        "seconds_ratio": ratio.median,
-        "seconds_ratio_low": ratio.low,
-        "seconds_ratio_high": ratio.high,
         AFTER_STEPS: steps_before(plan, rule),
         "statistic": None if rule.pattern is not None else rule.kind,
         "relative": int(rule.relative),

@@ -346,8 +346,8 @@ def write_results(folder: Path, network: StagedUNet, *, plan: NnUNetPlan, epochs
     """
     _check(network, plan)
     top = folder / f"{trainer_of(network)}__{plan.name}__{plan.configuration}"
-    with replacing(top / "fold_all" / CHECKPOINTS[0]) as temporary:
-        torch.save(_checkpoint(network, plan, epochs), temporary)
+    with replacing(top / "fold_all" / CHECKPOINTS[0]) as temporary, temporary.open("wb") as file:
+        torch.save(_checkpoint(network, plan, epochs), file)  # a path would be stored in the file
     write_text(top / PLANS, json.dumps(plan.plans, indent=4) + "\n")
     write_text(top / DATASET, json.dumps(plan.dataset, indent=4) + "\n")
     return top

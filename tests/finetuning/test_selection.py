@@ -435,6 +435,7 @@ def test_a_sweep_writes_its_rules_scores_and_times(
     before = (out / SWEEP_FILE).read_bytes()
     run_finetuning(config, Recorder())
     assert (out / SWEEP_FILE).read_bytes() == before
+    assert len(calls) == 1, "finished steps are not timed again"
 
 
 def test_a_sweep_needs_gradients(make_config: MakeConfig) -> None:

@@ -130,9 +130,13 @@ def written(folder: Path, network: StagedUNet, plan: NnUNetPlan = PLAN) -> Path:
 @pytest.mark.parametrize("model", ["umamba", "umamba-enc"])
 def test_what_is_written_is_read_again(tmp_path: Path, model: str) -> None:
     made = network(model)
-    top = write_results(tmp_path, made, plan=PLAN, epochs=24)
+    top = write_results(tmp_path / "a", made, plan=PLAN, epochs=24)
+    again = write_results(tmp_path / "b", made, plan=PLAN, epochs=24)
+    for file in (*top.iterdir(), top / "fold_all" / CHECKPOINTS[0]):
+        if file.is_file():
+            assert file.read_bytes() == (again / file.relative_to(top)).read_bytes()
     assert top.name == f"{trainer_of(made)}__nnUNetPlans__2d"
-    found = read_nnunet(tmp_path)
+    found = read_nnunet(tmp_path / "a")
     assert (found.model, found.fold, found.epochs) == (model, "all", 24)
     assert found.plan == PLAN
     assert json.loads((top / "plans.json").read_text()) == PLAN.plans
