@@ -484,16 +484,12 @@ def _profile_steps(plan: FinetunePlan) -> int:
 
 
 def mode_differences(plan: FinetunePlan, old: FinetuneRecord) -> Iterator[str]:
-    """One sentence per setting in which the trained modes differ from `plan`.
-
-    Without a trained mode, the settings of the profile are compared.
-    """
+    """One sentence per setting in which the trained modes differ from `plan`."""
     recipe = RecipeRecord.of(plan.training.recipe)
-    trained = [mode for mode in old.modes if has_record(plan.run / mode)]
-    for mode in trained:
+    for mode in old.modes:
+        if not has_record(plan.run / mode):
+            continue
         record = read_train_record(plan.run / mode)
         yield from recipe_differences(record.recipe, recipe)
         if mode in plan.config.modes and record.devices != plan.training.machine.world:
             yield f"`--devices` was {record.devices}, now it is {plan.training.machine.world}."
-    if not trained and old.recipe is not None:
-        yield from recipe_differences(old.recipe, recipe)

@@ -27,7 +27,7 @@ from robustcli.core.rundir import (
     changed_fields,
 )
 from robustcli.tasks.record import DatasetRecord, dataset_differences
-from robustcli.training.record import FIRST_RESULTS, TRAINING, RecipeRecord
+from robustcli.training.record import FIRST_RESULTS, TRAINING, RecipeRecord, recipe_differences
 
 Mode = Literal["scratch", "full", "freeze", "lora"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -168,6 +168,9 @@ def _differences(old: FinetuneRecord, new: FinetuneRecord) -> Iterator[str]:
     """
     yield from dataset_differences(old.dataset, new.dataset, "`--data`, `--limit`, `--seed`")
     yield from changed_fields(old, new, _FLAGS)
+    if old.recipe is not None and new.recipe is not None:
+        yield from recipe_differences(old.recipe, new.recipe)
+    # After the recipe, because the number of profiled steps can depend on it.
     if "freeze" in old.modes or not old.modes or old.saving is not None:
         yield from changed_fields(old.rule, new.rule, _RULE_FLAGS)
         yield from changed_fields(old, new, _profile_flags(old, new))

@@ -378,6 +378,7 @@ def test_a_new_record_has_no_results(make_config: MakeConfig, tmp_path: Path) ->
         ({"rule": FreezeRule(pattern="encoder")}, "`--freeze` was None, now it is encoder"),
         ({"profile_iterations": 3}, "`--profile-iterations` was 2, now it is 3"),
         ({"profile_only": True, "lr": 0.02}, "`--lr` was 0.01, now it is 0.02"),
+        ({"window": 24, "profile_iterations": None}, "`--window` was 16, now it is 24"),
         ({"profile_only": True, "aug": "none"}, "`--aug` was light, now it is none"),
     ],
 )
