@@ -55,6 +55,10 @@ class EvalConfig(TaskConfig):
         yield "--label-space", self.label_space
         yield from (("--plugin", path) for path in self.plugins)
 
+    def most_unreadable(self, images: int) -> int:
+        """The largest number of unreadable images, of `images`, with which a run continues."""
+        return int(round(self.allow_unreadable * images, 6))  # 0.29 * 100 is 28.999999999999996
+
     def directory(self, digest: str) -> Path:
         """The run's folder: `out`, or one named after the first model and a hash of the settings.
 

@@ -203,7 +203,7 @@ def _lead(
             _finish(evaluation, models, plan.store)
         # The sum over all workers may be too large, although each worker is below the limit.
         unreadable = plan.store.reasons()
-        check_unreadable(unreadable, _tolerated(config, len(plan.images)))
+        check_unreadable(unreadable, config.most_unreadable(len(plan.images)))
         if len(unreadable) == len(plan.images):
             raise RunError(
                 f"None of the {len(plan.images):,} images can be evaluated.",
@@ -358,7 +358,7 @@ def _compute(
         name: task.predictor(model, record.dataset, announce) for name, model in models.items()
     }
     store, schema = Store(evaluation.run), task.schema(record.dataset)
-    tolerated = _tolerated(config, record.dataset.images)
+    tolerated = config.most_unreadable(record.dataset.images)
     runner = Runner(store, source, predictors, schema, listener, tolerated, check, announce)
     started, clock = datetime.now(UTC), time.perf_counter()
     with as_current(device), DeviceMonitor(device) as monitor:
@@ -548,10 +548,6 @@ def _inputs_of(
         }
         for cell_inputs in prepared
     }
-
-
-def _tolerated(config: EvalConfig, images: int) -> int:
-    return int(config.allow_unreadable * images)
 
 
 def _plan_of_run(plan: EvaluationPlan, record: RunRecord) -> EvaluationPlan:

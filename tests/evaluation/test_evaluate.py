@@ -227,6 +227,12 @@ def test_fresh_never_deletes_a_folder_that_is_no_run(photos, tmp_path):
     assert keep.exists()
 
 
+@pytest.mark.parametrize(("share", "images", "most"), [(0.29, 100, 29), (0.01, 199, 1), (0, 9, 0)])
+def test_the_tolerated_share_of_unreadable_images_is_exact(tmp_path, share, images, most):
+    settings = config(tmp_path, tmp_path / "run", allow_unreadable=share)
+    assert settings.most_unreadable(images) == most
+
+
 def test_one_unreadable_image_in_twelve_is_too_many_unless_allowed(photos, tmp_path):
     (photos / "cat" / "1.png").write_bytes(b"no picture")
     settings = config(photos, tmp_path / "run")
