@@ -151,8 +151,15 @@ def entry_of(request: ModelRequest, *, offline: bool = False) -> ModelEntry:
     Opens a foreign network to determine its task.
 
     Raises:
-        UsageError: The name is unknown, or the foreign network cannot be used.
+        UsageError: The name is unknown, the foreign network cannot be used, or the request names
+            weights of an untrained network.
     """
+    if request.weights is not None and request.untrained:
+        raise UsageError(
+            f"`--weights {request.weights}` and `--untrained` exclude each other.",
+            "A network has either the weights of a file or random weights.",
+            "Omit one of them.",
+        )
     if names_url(request.name):
         path_here(request.name, "A model")
     if foreign_kind(request) is None:

@@ -336,9 +336,17 @@ def settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_scan_backend(values: dict[str, Any]) -> None:
-    """Removes `--scan-backend` from `values`, and sets it for this process and its children."""
+    """Removes `--scan-backend` from `values`, and sets it for this process and its children.
+
+    Raises:
+        UsageError: There is no such backend, also if no network of the command has a scan.
+    """
     backend = values.pop("scan_backend")
     if backend is not None:
+        from robustcli.core.names import find
+        from robustcli.models.scan.dispatch import BACKENDS
+
+        find(backend, BACKENDS, kind="scan backend", listing="robust doctor")
         os.environ["ROBUST_SCAN_BACKEND"] = backend
 
 

@@ -257,6 +257,12 @@ REFUSED = {
     "other backend": (
         pico("--untrained", "--scan-backend", "cpuu"), "`cpu`"
     ),
+    "other backend without a scan": (
+        ("eval", "--model", "otsu", "--transform", "identity", "--scan-backend", "cpuu"), "`cpu`"
+    ),
+    "weights of an untrained network": (
+        pico("--untrained", "--weights", "none.pth"), "exclude each other"
+    ),
 }  # fmt: skip
 
 
