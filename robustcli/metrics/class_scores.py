@@ -199,9 +199,8 @@ def macro_f1_with_interval(rows: pd.DataFrame, bootstrap: Bootstrap) -> MacroF1 
     images by pair of true and predicted class. A class without images and predictions in a resample
     is excluded from the mean of that resample.
 
-    Few images of a class make its F1 too low: that of the images by up to as much as that of the
-    resamples is lower once more. The lower end is corrected for the second bias, the upper end for
-    both.
+    Few images of a class make its F1 too low, and that of resamples once more, by up to the same
+    amount. The lower end is corrected for the bias of the resamples, the upper end for both.
 
     Source: B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap, 1993, sections 10.2 (bias)
     and 13.3 (percentiles).
