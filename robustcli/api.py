@@ -431,7 +431,7 @@ def explain(
         RunError: Some maps could not be computed; all others are kept.
     """
     from robustcli.adapters.foreign_files import borrowed
-    from robustcli.explanation.config import ExplainConfig, check_run_defines_model
+    from robustcli.explanation.config import MODEL_OF_RUN, ExplainConfig, refuse_with_run
     from robustcli.explanation.explaining import explain as run_explanation
 
     options = checked_arguments(
@@ -446,12 +446,13 @@ def explain(
         ),
     )  # fmt: skip
     if run is not None:
-        check_run_defines_model(
+        refuse_with_run(
             run,
             {
                 "model_args": model_args, "preprocessing": preprocessing, "untrained": untrained,
                 "classes": classes,
             },
+            MODEL_OF_RUN,
         )  # fmt: skip
     requests = () if model is None else _requests(
         "explain", model, None if weights is None or run is not None else path_here(weights),

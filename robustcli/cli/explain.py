@@ -138,7 +138,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
 
 
 def _config(values: dict[str, Any]) -> ExplainConfig:
-    from robustcli.explanation.config import ExplainConfig, check_run_defines_model
+    from robustcli.explanation.config import MODEL_OF_RUN, ExplainConfig, refuse_with_run
 
     options.set_scan_backend(values)
     source: Path | None = values.pop("run")
@@ -150,7 +150,7 @@ def _config(values: dict[str, Any]) -> ExplainConfig:
             "--model-arg": request.arguments, "--untrained": request.untrained,
             **{f"--{key}": value for key, value in request.preprocessing.items()},
         }  # fmt: skip
-        check_run_defines_model(source, recorded)
+        refuse_with_run(source, recorded, MODEL_OF_RUN)
         moved = () if request.weights is None else (request.weights,)
         request = replace(request, weights=None)
     return ExplainConfig(

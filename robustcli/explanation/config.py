@@ -69,12 +69,15 @@ class ExplainConfig(EvalConfig):
         return EvalConfig(**{**shared, "out": out, "fresh": False, "limit": limit})
 
 
-def check_run_defines_model(run: str | Path, options: Mapping[str, object]) -> None:
-    """Raises UsageError if one of `options`, by name, is set, which the record of `run` defines."""
+def refuse_with_run(run: str | Path, options: Mapping[str, object], defines: str) -> None:
+    """Raises UsageError if one of `options`, by name, is set: `run` `defines` them, in words."""
     for option, value in options.items():
         if value:
             raise UsageError(
                 f"`{option}` cannot be used with a finished run.",
-                f"`{run}` already contains the settings of its models and of their preprocessing.",
+                f"`{run}` defines {defines}.",
                 "Omit it, or explain the model with `--model NAME` instead of the run.",
             )
+
+
+MODEL_OF_RUN = "the settings of its models and of their preprocessing"

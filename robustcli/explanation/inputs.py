@@ -33,7 +33,7 @@ from robustcli.evaluation.device import choose_device, unused_gpu
 from robustcli.evaluation.look_up import EVALUATION_TASKS, look_up
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.store import Store
-from robustcli.explanation.config import DEFAULT_WORST, ExplainConfig
+from robustcli.explanation.config import DEFAULT_WORST, ExplainConfig, refuse_with_run
 from robustcli.explanation.record import ChoiceRecord, ChoiceRule
 from robustcli.metrics.columns import PIXEL_COLUMNS
 from robustcli.metrics.mask_scores import dice
@@ -278,13 +278,7 @@ def _check_recorded(config: ExplainConfig, run: Path, record: RunRecord) -> None
         "--quick": config.quick, "--per-class": config.per_class is not None,
         "--answers": config.answers != "auto", "--published": bool(config.published),
     }  # fmt: skip
-    for option, is_set in of_data.items():
-        if is_set:
-            raise UsageError(
-                f"`{option}` cannot be used with a finished run.",
-                f"The images and masks of `{run}` are read as in the run.",
-                "Omit it, or explain the model with `--model NAME` instead of the run.",
-            )
+    refuse_with_run(run, of_data, "how its images and masks are read")
 
 
 def _model_name(config: ExplainConfig, record: RunRecord, listener: Listener) -> str:
