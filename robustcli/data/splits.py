@@ -426,8 +426,8 @@ def read_earlier_splits(path: Path) -> list[dict[str, Split]]:
 
     Trainings with unknown splits after the last known ones are missing.
     """
-    wanted = (Column("training"), Column("image-id"), Column("split"))
-    columns = read_columns(path, wanted, keep_spaces=True)
+    names = (Column("training"), Column("image-id"), Column("split"))
+    columns = read_columns(path, names, keep_spaces=True)
     allowed = {str(number) for number in range(1, _TRAININGS + 1)}
     damaged = [number for number in columns["training"] if number not in allowed]
     if damaged:

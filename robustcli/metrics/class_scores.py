@@ -385,10 +385,10 @@ def ece_interval(gaps: FloatArray, draws: FloatArray, bootstrap: Bootstrap, n: i
     ece, noise = float(np.abs(gaps).sum()), draws - gaps
     shapes = [gaps, noise.std(axis=0)]
     errors = [_largest_error(shape, noise, ece) for shape in shapes if shape.any()]
-    found = [ends for ends in (bootstrap.ends(each, n) for each in errors) if ends is not None]
-    if not found:
+    intervals = [ends for ends in (bootstrap.ends(e, n) for e in errors) if ends is not None]
+    if not intervals:
         return Interval(ece, ece)  # neither an error nor noise
-    return Interval(min(ece, found[0].low), max(ece, *(interval.high for interval in found)))
+    return Interval(min(ece, intervals[0].low), max(ece, *(ends.high for ends in intervals)))
 
 
 def _largest_error(shape: FloatArray, noise: FloatArray, ece: float) -> FloatArray:

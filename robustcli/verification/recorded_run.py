@@ -352,7 +352,7 @@ class RecordedModels:
             trained = model.pretraining.startswith("trained here")
             is_unsure = self.config.weights or (trained and requests[0].weights is None)
             if is_unsure and self._changed_weights(model) is None:
-                return self._found(model)[0]
+                return self._load_recorded(model)[0]
             return requests[0]
         errors: list[RobustError] = []
         others: list[ModelRequest] = []  # with another digest, which `_load` reports
@@ -406,9 +406,9 @@ class RecordedModels:
         if changed_weights is not None:
             check.differences.append(changed_weights)
             return None
-        return _with_recorded_preprocessing(self._found(model)[1], model)
+        return _with_recorded_preprocessing(self._load_recorded(model)[1], model)
 
-    def _found(self, model: ModelRecord) -> tuple[ModelRequest, Model]:
+    def _load_recorded(self, model: ModelRecord) -> tuple[ModelRequest, Model]:
         """The request that loads the recorded weights of `model`, and the loaded model.
 
         Raises:
